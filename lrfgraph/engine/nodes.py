@@ -1,0 +1,138 @@
+"""The graph as plain data: nodes, what they refer to, and the key that says what a node's result is.
+
+A key is a digest of the step's name and version, the parameters the step reads and the identities of its
+inputs; no source code, file name, path or time enters it. The identity of a big result is how it was made (its
+key); the identity of a decision is what it says, so that a new threshold that picks the same configuration
+changes nothing downstream.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Arrays", "Input", "Node", "Ref", "Result", "Step", "Task", "components_of", "digest", "key_of"]
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def digest(value: Any) -> str:
+    """Return the 160-bit BLAKE2b digest of bytes, of an array (dtype, shape, C-order little-endian bytes) or of
+    anything JSON can say (keys sorted, no spaces)."""
+    if isinstance(value, np.ndarray):
+        little = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<"))
+        state = hashlib.blake2b(f"{little.dtype.str}{little.shape}".encode(), digest_size=20)
+        state.update(little.data if little.size else b"")
+        return state.hexdigest()
+    if not isinstance(value, bytes):
+        value = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    return hashlib.blake2b(value, digest_size=20).hexdigest()
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A pointer to a result.
+
+    identity : what enters the keys of what reads it.  key : ``kind/digest``, its place in the store.
+    part : a prefix of array names, where only a part of the entry is meant (one layer's weights).
+    """
+
+    identity: str
+    key: str
+    part: str = ""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One piece of work as plain data.
+
+    name : for people, reads like a path: ``conv2d_3/tucker/24x31/score``.  step : entry of the step table.
+    params : only what the step reads; JSON values.  inputs : by name, other nodes' names or finished results.
+    where : what a step must know to find its bytes but that does not change the result (a file's path);
+        never part of the key.
+    """
+
+    name: str
+    step: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str | Ref] = field(default_factory=dict)
+    where: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Input(Protocol):
+    """What a step sees of one of its inputs; nothing is read from disk until it is asked for."""
+
+    identity: str
+
+    @property
+    def data(self) -> dict[str, Any]: ...
+
+    def array(self, name: str) -> NDArray[Any]: ...
+
+    def names(self) -> list[str]: ...
+
+    def file(self, name: str) -> Path: ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a step is handed: its own parameters and inputs, a scratch folder that outlives an interrupted
+    attempt (made when first asked for), and a function to report progress to: done, total, message."""
+
+    name: str
+    params: Mapping[str, Any]
+    inputs: Mapping[str, Input]
+    where: Mapping[str, Any]
+    scratch: Callable[[], Path]
+    progress: Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a step gives back.
+
+    data : small results, JSON; they live in the manifest.  arrays : go to Zarr; names may contain ``/``.
+    files : whole files by name, as a path to be moved into the entry.
+    identity : set by decisions; ``None`` means the key.
+    """
+
+    data: dict[str, Any] = field(default_factory=dict)
+    arrays: Arrays = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+    identity: str | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One entry of the step table.
+
+    version : raised by hand when the numbers change.  together : computes many nodes in one pass (all layers
+    recorded in one run of the network); without it `compute` is called per node.
+    """
+
+    name: str
+    version: int
+    compute: Callable[[Task], Result]
+    together: Callable[[list[Task]], list[Result]] | None = None
+
+
+def components_of(node: Node, version: int, identities: Mapping[str, str]) -> dict[str, Any]:
+    """Return what `key_of` digests, readable: kept in the manifest so that a miss can be explained later."""
+    return {
+        "step": node.step,
+        "version": version,
+        "params": dict(node.params),
+        "inputs": {name: identities[name] for name in sorted(node.inputs)},
+    }
+
+
+def key_of(node: Node, version: int, identities: Mapping[str, str]) -> str:
+    """Return the key ``step/digest`` of a node whose inputs have these identities."""
+    return f"{node.step}/{digest(components_of(node, version, identities))}"

@@ -1,0 +1,122 @@
+"""A Keras model as a flat list of calls, nested models inlined, and an interpreter for it.
+
+Everything that must see inside a network (describing, recording, curvature, repair) walks this list; only this
+file knows how Keras keeps its graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Call", "Handler", "Program", "Slot", "flatten", "run"]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A value that flows between calls."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of one operation.
+
+    path : ``outer/inner`` name of the layer (the same for every call of a shared layer).  operation : the Keras
+    layer or operation.  args, kwargs : what it is called with, tensors replaced by `Slot`.
+    inputs, outputs : slot numbers, flat, in order.
+    """
+
+    index: int
+    path: str
+    operation: Any
+    args: Any
+    kwargs: Any
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """Calls in an order in which they can run; slots of the model's inputs and outputs, flat.
+
+    shapes : static shape of every slot, batch axis first, ``None`` where unknown.
+    """
+
+    calls: tuple[Call, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    shapes: dict[int, tuple[int | None, ...]]
+
+    def last_use(self) -> dict[int, int]:
+        """Return for each slot the index of the last call that reads it (a model output is never let go)."""
+        last = {slot: call.index for call in self.calls for slot in call.inputs}
+        return last | dict.fromkeys(self.outputs, len(self.calls))
+
+
+Handler = Callable[[Call, tuple[Any, ...], dict[str, Any]], Any]
+
+
+def flatten(model: Any) -> Program:
+    """Return the calls of a Functional or Sequential model, those of nested models in their place."""
+    import keras
+
+    calls: list[Call] = []
+    shapes: dict[int, tuple[int | None, ...]] = {}
+
+    def new_slot(tensor: Any) -> Slot:
+        slot = Slot(len(shapes))
+        shapes[slot.index] = tuple(tensor.shape)
+        return slot
+
+    def walk(graph: Any, values: list[Slot], prefix: str) -> list[Slot]:
+        function = graph._functional if isinstance(graph, keras.Sequential) else graph
+        known = {id(tensor): slot for tensor, slot in zip(function._inputs, values, strict=True)}
+        for depth in sorted(function._nodes_by_depth, reverse=True):
+            for node in function._nodes_by_depth[depth]:
+                if node.is_input or any(id(x) not in known for x in node.input_tensors):
+                    continue
+                args, kwargs = node.arguments.fill_in(known)
+                inputs = [known[id(x)] for x in node.input_tensors]
+                path = prefix + node.operation.name
+                if isinstance(node.operation, keras.Sequential | keras.models.Model) and _is_graph(node.operation):
+                    outputs = walk(node.operation, inputs, path + "/")
+                else:
+                    outputs = [new_slot(x) for x in node.outputs]
+                    numbers = (tuple(s.index for s in slots) for slots in (inputs, outputs))
+                    calls.append(Call(len(calls), path, node.operation, args, kwargs, *numbers))
+                known.update((id(x), slot) for x, slot in zip(node.outputs, outputs, strict=True))
+        return [known[id(x)] for x in function._outputs]
+
+    inputs = [new_slot(x) for x in model.inputs]
+    outputs = walk(model, inputs, "")
+    return Program(tuple(calls), tuple(s.index for s in inputs), tuple(s.index for s in outputs), shapes)
+
+
+def _is_graph(operation: Any) -> bool:
+    """Whether a nested model has a graph to inline (a subclassed one has none)."""
+    return hasattr(operation, "_nodes_by_depth") or getattr(operation, "_functional", None) is not None
+
+
+def run(
+    program: Program,
+    values: dict[int, Any],
+    handler: Handler | None = None,
+    calls: Iterable[Call] | None = None,
+) -> dict[int, Any]:
+    """Run `calls` (default: all) on `values` and return `values`, filled in; inference mode.
+
+    `handler(call, args, kwargs)` makes a call's outputs in place of the operation itself. Works on eager tensors,
+    inside a ``tf.function`` and on Keras' symbolic tensors alike.
+    """
+    import keras
+
+    for call in program.calls if calls is None else calls:
+        args, kwargs = keras.tree.map_structure(
+            lambda x: values[x.index] if isinstance(x, Slot) else x, (call.args, call.kwargs)
+        )
+        made = handler(call, args, kwargs) if handler else call.operation(*args, **kwargs)
+        values.update(zip(call.outputs, keras.tree.flatten(made), strict=True))
+    return values
