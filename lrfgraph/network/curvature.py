@@ -1,0 +1,116 @@
+"""How much the network's output minds an error in a layer's output (METHODS §5.9, after K-FAC).
+
+One backward pass over the calibration images gives H = E[g gᵀ] for all layers at once, g being the gradient of
+−log p(ŷ) with respect to the layer's linear output and ŷ drawn from the network's own prediction: no labels.
+For an output that is no distribution, g is that of a random ±1 projection of the output, scaled by its power, so
+that ½·tr(H Eᵀ G E) predicts the relative squared error instead of the KL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from lrfgraph.network.layers import Array, LayerSpec
+from lrfgraph.network.program import Call, flatten, run
+
+__all__ = ["curvature"]
+
+
+def curvature(
+    model: Any,
+    layers: Sequence[LayerSpec],
+    images: Array,
+    output: str,
+    seed: int = 0,
+    batch: int = 64,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> list[Array]:
+    """Return H, (groups, outputs, outputs) float64, for every layer: summed over positions, mean over images.
+
+    output : ``probabilities``, ``logits`` or ``values``.
+    """
+    import tensorflow as tf
+
+    program = flatten(model)
+    index = {layer.name: i for i, layer in enumerate(layers)}
+
+    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+    def gradients(x: Any, draw: Any) -> Any:
+        outputs: list[tuple[int, Any]] = []
+
+        def handler(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if call.path not in index:
+                return call.operation(*args, **kwargs)
+            linear, finish = linear_output(call.operation, args, kwargs)
+            tape.watch(linear)
+            outputs.append((index[call.path], linear))
+            return finish(linear)
+
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            y = run(program, {program.inputs[0]: x}, handler)[program.outputs[0]]
+            loss = _loss(y, draw, output)
+        found = tape.gradient(loss, [z for _, z in outputs], unconnected_gradients="zero")
+        totals: list[Any] = [0.0] * len(layers)
+        for (i, _), g in zip(outputs, found, strict=True):
+            totals[i] += _second_moment(layers[i], g)
+        return totals
+
+    rng = np.random.default_rng(seed)
+    sums: list[Array] = [np.zeros((layer.groups, layer.outputs, layer.outputs)) for layer in layers]
+    for start in range(0, len(images), batch):
+        x = images[start : start + batch]
+        draw = rng.random((len(x), *model.output_shape[1:]) if output == "values" else len(x)).astype(np.float32)
+        for total, part in zip(sums, gradients(x, draw), strict=True):
+            total += np.asarray(part, dtype=np.float64)
+        if progress:
+            progress(min(start + batch, len(images)), len(images), "images")
+    return [total / len(images) / _spread(layer) for layer, total in zip(layers, sums, strict=True)]
+
+
+def linear_output(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
+    """Call a layer without its fused activation; return its linear output and what finishes the call."""
+    import keras
+
+    activation = operation.activation if hasattr(operation, "activation") else keras.activations.linear
+    if hasattr(operation, "activation"):
+        operation.activation = keras.activations.linear
+    try:
+        linear = operation(*args, **kwargs)
+    finally:
+        if hasattr(operation, "activation"):
+            operation.activation = activation
+    return linear, activation
+
+
+def _loss(y: Any, draw: Any, output: str) -> Any:
+    import tensorflow as tf
+
+    if output == "values":
+        signs = tf.where(draw < 0.5, -1.0, 1.0)
+        return tf.reduce_sum(signs * y) / tf.sqrt(0.5 * tf.reduce_mean(tf.reduce_sum(tf.reshape(y * y, (tf.shape(y)[0], -1)), 1)))
+    logits = tf.math.log(y + 1e-12) if output == "probabilities" else y
+    if y.shape[-1] == 1:
+        p = y if output == "probabilities" else tf.sigmoid(y)
+        one = tf.reshape(draw, tf.shape(p)) < tf.stop_gradient(p)
+        return -tf.reduce_sum(tf.math.log(tf.where(one, p, 1 - p) + 1e-12))
+    probabilities = tf.stop_gradient(tf.nn.softmax(logits))
+    chosen = tf.argmax(tf.cumsum(probabilities, -1) >= tf.reshape(draw, (-1, *[1] * (len(y.shape) - 1))), -1)
+    return tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(chosen, logits))
+
+
+def _second_moment(layer: LayerSpec, g: Any) -> Any:
+    import tensorflow as tf
+
+    if layer.data_format == "channels_first" and layer.family != "dense":
+        g = tf.experimental.numpy.moveaxis(g, 1, -1)
+    flat = tf.reshape(g, (-1, layer.groups, layer.outputs))
+    return tf.einsum("ngo,ngp->gop", flat, flat)
+
+
+def _spread(layer: LayerSpec) -> float:
+    """A transposed convolution scatters each input over prod(strides) as many outputs as there are inputs."""
+    return float(prod(layer.strides)) if layer.family == "transposed" else 1.0

@@ -1,0 +1,300 @@
+"""The whole shape of the computation on one page: layers and a recipe in, nodes out. Pure; nothing is read or run.
+
+The graph grows in stages, because some results are decisions that say which nodes come next: `describe` names the
+layers, `data` the images, `ranks` the candidates of a layer, `select` the configuration. Within a stage every key
+is known before anything runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatch
+from typing import Any
+
+from lrfgraph.engine.nodes import Node, Ref
+from lrfgraph.errors import RecipeError
+from lrfgraph.methods import METHODS
+from lrfgraph.methods.base import parse_rank, write_rank
+from lrfgraph.network.layers import LayerSpec
+from lrfgraph.network.pieces import layer_cost
+from lrfgraph.recipe import Recipe, check_choice
+from lrfgraph.similarity import ACTIVATIONS
+from lrfgraph.steps import geometry
+
+__all__ = [
+    "Network",
+    "candidate_nodes",
+    "check_names",
+    "curvature_nodes",
+    "data_node",
+    "describe_node",
+    "evaluate_node",
+    "explore_nodes",
+    "finish_nodes",
+    "grid",
+    "kept_reason",
+    "methods_of",
+    "record_nodes",
+    "select_node",
+]
+
+
+@dataclass(frozen=True)
+class Network:
+    """What `describe` and `data` said, and the recipe: all that later nodes are built from.
+
+    images : identity of each split's images, empty without data.  where : how to find the images; no part of a key.
+    """
+
+    model: Ref
+    layers: tuple[LayerSpec, ...]
+    digest: str
+    parameters: int
+    macs: int
+    output: str
+    task: str
+    recipe: Recipe
+    data: Ref | None = None
+    images: Mapping[str, str] = field(default_factory=dict)
+    where: Mapping[str, Any] = field(default_factory=dict)
+
+    def weights(self, index: int) -> Ref:
+        """One layer's kernel, bias and folded BatchNorm: identified by their bytes, not by the model they sit in."""
+        return Ref(self.layers[index].identity, self.model.key, f"layers/{index}")
+
+    def split(self, *parts: str) -> Ref:
+        """One or several splits of the images."""
+        assert self.data is not None
+        return Ref("+".join(self.images[part] for part in parts), self.data.key)
+
+    def factorizable(self) -> Iterator[tuple[int, LayerSpec]]:
+        for index, layer in enumerate(self.layers):
+            if not kept_reason(layer, self.recipe):
+                yield index, layer
+
+
+def describe_node(model: str, identity: str, recipe: Recipe, architecture: str | None) -> Node:
+    """Read the model; `identity` is the digest of the file's content, `architecture` that of the model JSON beside it."""
+    options = recipe.model
+    params = {"model": identity, "custom": list(options.custom), "unsafe": options.unsafe, "architecture": architecture}
+    return Node("model/describe", "describe", params, {}, {"model": model, "architecture": options.architecture})
+
+
+def data_node(source: str, facts: Mapping[str, Any], recipe: Recipe, calibration: int, where: Mapping[str, Any]) -> Node:
+    """Divide the images; `source` is the digest of their content, `facts` what the model says of its input and output."""
+    options = asdict(recipe.data)
+    for name in ("source", "stats", "allow_chance", "calibration"):
+        del options[name]  # paths are in `where`, their content in `source`
+    return Node("images/data", "data", {"source": source, **facts, **_plain(options), "calibration": calibration}, {}, where)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+# Exploration -------------------------------------------------------------------------------------------------------
+
+
+def kept_reason(layer: LayerSpec, recipe: Recipe) -> str:
+    """Say why a layer is kept whatever the scores, or return ``""``."""
+    if layer.kept or not layer.kind:
+        return layer.kept or "has no kernel"
+    if any(fnmatch(layer.name, pattern) for pattern in recipe.explore.skip):
+        return "skipped by explore.skip"
+    if not methods_of(layer, recipe):
+        wanted = recipe.explore.methods or tuple(METHODS)
+        reasons = dict.fromkeys(f"{name}: {METHODS[name].reason(layer)}" for name in wanted)
+        return "no method applies (" + "; ".join(reasons) + ")"
+    return ""
+
+
+def methods_of(layer: LayerSpec, recipe: Recipe) -> list[str]:
+    """Return the names of the methods that apply to a layer and are asked for."""
+    wanted = recipe.explore.methods or tuple(METHODS)
+    return [name for name in METHODS if name in wanted and not METHODS[name].reason(layer)]
+
+
+def grid(count: int, smallest: float, largest: float) -> list[float]:
+    """Return `count` shares of a layer's parameters, evenly spread in the logarithm.
+
+    They follow van der Corput's sequence, so that one rank more adds a share and moves none: what was computed
+    for the others stays valid.
+    """
+    shares = []
+    for index in range(count):
+        position, step, rest = 0.0, 0.5, index
+        while rest:
+            position, step, rest = position + step * (rest & 1), step / 2, rest >> 1
+        shares.append(round(largest * (smallest / largest) ** position, 6))
+    return sorted(shares)
+
+
+def record_nodes(network: Network) -> list[Node]:
+    """One record a layer, keyed by what feeds the layer and by the calibration images."""
+    if network.data is None:
+        return []
+    options = asdict(network.recipe.record)
+    return [
+        Node(
+            f"{layer.name}/record",
+            "record",
+            {"options": options, "layer": geometry(layer)},
+            {"model": Ref(layer.upstream, network.model.key), "data": network.split("calibration")},
+            {**network.where, "layer": layer.name},
+        )
+        for _, layer in network.factorizable()
+    ]
+
+
+def curvature_nodes(network: Network) -> list[Node]:
+    """One curvature a layer, keyed by the whole network: only what asks for it depends on layers downstream."""
+    if network.data is None:
+        return []
+    params = {"images": 1024, "seed": network.recipe.record.seed}
+    return [
+        Node(
+            f"{layer.name}/curvature",
+            "curvature",
+            {**params, "layer": index},
+            {"model": Ref(network.digest, network.model.key), "data": network.split("calibration")},
+            {**network.where, "layer": layer.name},
+        )
+        for index, layer in network.factorizable()
+    ]
+
+
+def needs_curvature(recipe: Recipe) -> bool:
+    return recipe.explore.weighting == "two_sided" or recipe.select.policy != "threshold"
+
+
+def explore_nodes(network: Network) -> list[Node]:
+    """Record every layer and decompose it by every method that applies; say which ranks are worth a candidate."""
+    recipe = network.recipe
+    nodes = record_nodes(network)
+    if needs_curvature(recipe):
+        nodes += curvature_nodes(network)
+    known = {node.name for node in nodes}
+    shares = grid(recipe.explore.ranks, recipe.explore.smallest, recipe.explore.largest)
+    for index, layer in network.factorizable():
+        for method in methods_of(layer, recipe):
+            nodes.append(_decompose(network, index, method, known))
+            params = {"method": method, "version": METHODS[method].version, "layer": geometry(layer)}
+            params |= {"shares": shares, "multiple": recipe.explore.multiple}
+            nodes.append(Node(f"{layer.name}/{method}/ranks", "ranks", params, {"prepared": nodes[-1].name}))
+    return nodes
+
+
+def _decompose(network: Network, index: int, method: str, known: set[str]) -> Node:
+    layer, weighting = network.layers[index], network.recipe.explore.weighting
+    params = {"method": method, "version": METHODS[method].version, "layer": geometry(layer)}
+    inputs: dict[str, str | Ref] = {"weights": network.weights(index)}
+    if METHODS[method].whitens == "none":
+        weighting = "plain"
+    if weighting != "plain" and f"{layer.name}/record" in known:
+        inputs["record"] = f"{layer.name}/record"
+    if weighting == "two_sided" and f"{layer.name}/curvature" in known:
+        inputs["curvature"] = f"{layer.name}/curvature"
+    return Node(f"{layer.name}/{method}/decompose", "decompose", {**params, "weighting": weighting}, inputs)
+
+
+def candidate_nodes(network: Network, refs: Mapping[str, Ref], ranks: Mapping[tuple[int, str], Sequence[str]]) -> list[Node]:
+    """Factorize and score every (layer, method, rank); `refs` are the explore stage's results."""
+    recipe, nodes = network.recipe, []
+    for (index, method), written in ranks.items():
+        layer = network.layers[index]
+        tap = recipe.similarity.tap if layer.tail in ACTIVATIONS and layer.family != "transposed" else "linear"
+        shared = {"method": method, "version": METHODS[method].version, "layer": geometry(layer)}
+        prepared = refs[f"{layer.name}/{method}/decompose"]
+        measured: dict[str, str | Ref] = {"weights": network.weights(index), "prepared": prepared}
+        for source in ("record", "curvature"):
+            if f"{layer.name}/{source}" in refs:
+                measured[source] = refs[f"{layer.name}/{source}"]
+        for rank in written:
+            name = f"{layer.name}/{method}/{rank}"
+            nodes.append(Node(f"{name}/factorize", "factorize", {**shared, "rank": rank}, {"prepared": prepared}))
+            params = {**shared, "rank": rank, "tap": tap, "tail": layer.tail if tap == "activation" else "linear"}
+            nodes.append(Node(f"{name}/score", "score", params, {**measured, "factors": f"{name}/factorize"}))
+    return nodes
+
+
+def select_node(network: Network, scores: Mapping[str, Ref]) -> Node:
+    """Pick the configuration from all scores, keyed ``layer|method|rank``."""
+    recipe = network.recipe
+    options = asdict(recipe.select)
+    for name in ("configuration", "point"):
+        del options[name]
+    rows = []
+    for layer in network.layers:
+        if layer.kind:
+            count = layer_cost(layer)
+            rows.append([layer.name, count.parameters, count.macs, kept_reason(layer, recipe)])
+    params = {"layers": rows, "parameters": network.parameters, "macs": network.macs}
+    return Node("select", "select", {**params, "metric": recipe.similarity.metric, "options": options}, dict(scores))
+
+
+# What a configuration sets in motion ------------------------------------------------------------------------------
+
+
+def finish_nodes(network: Network, choices: Sequence[tuple[str, str, str]], refs: Mapping[str, Ref]) -> list[Node]:
+    """Rebuild, fine-tune once, write out: everything that follows from a configuration (layer, method, rank).
+
+    It is keyed by the chosen factors, not by the policy that chose them: another threshold with the same choice
+    retrains nothing.
+    """
+    inputs: dict[str, str | Ref] = {"model": Ref(network.digest, network.model.key)}
+    for index, (layer, method, rank) in enumerate(choices):
+        inputs[f"{index}/factors"] = refs[f"{layer}/{method}/{rank}/factorize"]
+        inputs[f"{index}/prepared"] = refs[f"{layer}/{method}/decompose"]
+    nodes = [Node("rebuild", "rebuild", {"choices": [list(choice) for choice in choices]}, inputs)]
+    if finetunes(network):
+        nodes.append(_finetune(network, nodes[-1].name))
+    nodes.append(Node("export", "export", {}, {"model": nodes[-1].name}))
+    return nodes
+
+
+def finetunes(network: Network) -> bool:
+    return network.data is not None and "train" in network.images and network.recipe.finetune.epochs > 0
+
+
+def _finetune(network: Network, student: str) -> Node:
+    inputs: dict[str, str | Ref] = {
+        "student": student,
+        "teacher": Ref(network.digest, network.model.key),
+        "data": network.split("train", "validation"),
+    }
+    params = {"options": asdict(network.recipe.finetune), "task": network.task, "output": network.output}
+    return Node("finetune", "finetune", params, inputs, dict(network.where))
+
+
+def evaluate_node(network: Network, name: str, model: str | Ref, part: str) -> Node:
+    """Measure a model on one split."""
+    inputs = {"model": model, "data": network.split(part)}
+    params = {"part": part, "task": network.task, "output": network.output}
+    return Node(f"{name}/{part}/evaluate", "evaluate", params, inputs, dict(network.where))
+
+
+# Names that other rooms' tables own ---------------------------------------------------------------------------------
+
+
+def check_names(recipe: Recipe, tables: Mapping[str, Sequence[str]]) -> None:
+    """Check the options whose choices are the entries of a table, such as ``explore.methods``."""
+    for key, names in tables.items():
+        section, option = key.split(".")
+        value = getattr(getattr(recipe, section), option)
+        for item in value if isinstance(value, tuple) else (value,):
+            if item is not None:
+                check_choice(section, option, item, names)
+
+
+def check_rank(layer: LayerSpec, method: str, rank: str) -> None:
+    """Refuse a rank of a hand-written configuration that the method cannot have on this layer."""
+    try:
+        parsed = parse_rank(rank)
+        METHODS[method].pieces(layer, parsed)
+    except (ValueError, IndexError):
+        full = METHODS[method].full_rank(layer)
+        hint = f", at most {write_rank(full)}" if full else ""
+        raise RecipeError(f"{layer.name}: {method} has no rank {rank!r}{hint}") from None
