@@ -1,0 +1,94 @@
+"""Parameters and multiply–accumulates counted on a Keras model as it stands, whatever a plan declared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+from lrfgraph.network.pieces import Cost
+from lrfgraph.network.program import Call, Program, flatten, run
+
+__all__ = ["ASSUMED_SIZE", "count", "operation_macs", "static_shapes"]
+
+Shape = tuple[int, ...]
+ASSUMED_SIZE = 64  # of a spatial axis whose length the model leaves open
+
+
+def count(model: Any, image_shape: Shape | None = None) -> Cost:
+    """Count all parameters of a model and the MACs of one input: convolutions, dense and einsum layers."""
+    program = flatten(model)
+    shapes = static_shapes(program, model, image_shape)
+    macs = sum(operation_macs(c, shapes[c.inputs[0]], shapes[c.outputs[0]]) for c in program.calls if c.inputs)
+    return Cost(int(model.count_params()), macs)
+
+
+def static_shapes(program: Program, model: Any, image_shape: Shape | None = None) -> dict[int, Shape]:
+    """Return the shape of every slot for one input, batch axis first and 1, open axes filled in.
+
+    An open axis takes its length from `image_shape` (without the batch axis), else `ASSUMED_SIZE`.
+    """
+    import keras
+
+    given = (1, *(image_shape or ()))
+    values = {}
+    for slot, tensor in zip(program.inputs, model.inputs, strict=True):
+        shape = tuple(
+            size or (given[axis] if axis < len(given) else ASSUMED_SIZE) for axis, size in enumerate(tensor.shape)
+        )
+        values[slot] = keras.KerasTensor((1, *shape[1:]), dtype=tensor.dtype)
+
+    def spec(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return call.operation.compute_output_spec(*args, **kwargs)
+
+    return {slot: tuple(tensor.shape) for slot, tensor in run(program, values, spec).items()}
+
+
+def operation_macs(call: Call, before: Shape, after: Shape) -> int:
+    """Count one call from its layer's weights and the shapes around it; 0 for what multiplies no kernel."""
+    counter = _COUNTERS.get(type(call.operation).__name__)
+    return counter(call.operation, before, after) if counter else 0
+
+
+def _positions(layer: Any, shape: Shape) -> int:
+    return prod(shape[2:] if layer.data_format == "channels_first" else shape[1:-1])
+
+
+def _size(kernel: Any) -> int:
+    return int(prod(kernel.shape))
+
+
+def _convolution(layer: Any, before: Shape, after: Shape) -> int:
+    return _size(layer.kernel) * _positions(layer, after)
+
+
+def _transposed(layer: Any, before: Shape, after: Shape) -> int:
+    return _size(layer.kernel) * _positions(layer, before)
+
+
+def _separable(layer: Any, before: Shape, after: Shape) -> int:
+    return (_size(layer.depthwise_kernel) + _size(layer.pointwise_kernel)) * _positions(layer, after)
+
+
+def _dense(layer: Any, before: Shape, after: Shape) -> int:
+    return prod(before[1:-1]) * _size(layer.kernel)
+
+
+def _einsum(layer: Any, before: Shape, after: Shape) -> int:
+    terms = layer.equation.replace(" ", "").split("->")[0]
+    inputs, kernel = terms.split(",")
+    head, _, tail = inputs.partition("...")
+    elided = len(before) - len(head) - len(tail)
+    letters = [*head, *[""] * elided, *tail]
+    # axes of the input that the kernel does not have: it is multiplied once for each of their positions
+    free = [size for letter, size in zip(letters[1:], before[1:], strict=True) if not letter or letter not in kernel]
+    return prod(free) * _size(layer.kernel)
+
+
+_COUNTERS: dict[str, Callable[[Any, Shape, Shape], int]] = {
+    **dict.fromkeys(("Conv1D", "Conv2D", "Conv3D", "DepthwiseConv1D", "DepthwiseConv2D"), _convolution),
+    **dict.fromkeys(("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"), _transposed),
+    **dict.fromkeys(("SeparableConv1D", "SeparableConv2D"), _separable),
+    "Dense": _dense,
+    "EinsumDense": _einsum,
+}
