@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -114,13 +114,16 @@ class Step:
     """One entry of the step table.
 
     version : raised by hand when the numbers change.  together : computes many nodes in one pass (all layers
-    recorded in one run of the network); without it `compute` is called per node.
+    recorded in one run of the network); without it `compute` is called per node; it may yield its results one by
+    one.  decides : its results are decisions (they set `Result.identity`); whoever reads one belongs to a later
+    stage, because its key is not known before the decision is.
     """
 
     name: str
     version: int
     compute: Callable[[Task], Result]
-    together: Callable[[list[Task]], list[Result]] | None = None
+    together: Callable[[list[Task]], Iterable[Result]] | None = None
+    decides: bool = False
 
 
 def components_of(node: Node, version: int, identities: Mapping[str, str]) -> dict[str, Any]:
