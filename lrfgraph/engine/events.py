@@ -1,0 +1,31 @@
+"""What the engine tells whoever is watching."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Event", "Listener"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened to a node.
+
+    kind : ``reused`` (was in the cache), ``started``, ``finished`` (computed here), ``waited`` (another run
+        computed it), ``progress`` (done of total, message), ``discarded`` (a damaged entry, the message says why).
+    node, step : whose.  seconds, bytes : what it cost.
+    """
+
+    kind: Literal["reused", "started", "finished", "waited", "progress", "discarded"]
+    node: str
+    step: str
+    seconds: float = 0.0
+    bytes: int = 0
+    done: int = 0
+    total: int = 0
+    message: str = ""
+
+
+Listener = Callable[[Event], None]

@@ -1,0 +1,135 @@
+"""Which nodes have which key, and which of them the store holds already. Nothing is computed and nothing changed.
+
+Every key is known before anything runs: an input is a finished Ref or another node, whose identity is its key.
+A decision's identity is what it says, so it has to be made before what reads it can be resolved: the driver
+builds the graph in stages and each decision ends one. A decision that the store holds is as good as made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lrfgraph.engine.nodes import Node, Ref, Step, components_of, digest
+from lrfgraph.engine.store import CorruptEntry, Store
+from lrfgraph.errors import StoreError
+
+__all__ = ["Resolution", "Resolved", "resolve"]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A node with its key. last_use : when the entry was last used, ``None`` if the store does not hold it."""
+
+    node: Node
+    key: str
+    identity: str
+    components: Mapping[str, Any]
+    inputs: Mapping[str, Ref]
+    last_use: float | None
+
+    @property
+    def cached(self) -> bool:
+        return self.last_use is not None
+
+    @property
+    def ref(self) -> Ref:
+        return Ref(self.identity, self.key)
+
+    @property
+    def above(self) -> list[str]:
+        """The names of the nodes it reads."""
+        return [source for source in self.node.inputs.values() if isinstance(source, str)]
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """All nodes by name, inputs before what reads them. damaged : decisions whose entry cannot be read, and why."""
+
+    nodes: Mapping[str, Resolved]
+    damaged: Mapping[str, str]
+
+    def needed(self, targets: Iterable[str] | None = None) -> list[Resolved]:
+        """Return the nodes that `targets` (all by default) stand on, in order: a cached node needs nothing."""
+        if targets is None:
+            return list(self.nodes.values())
+        wanted, waiting = set(), list(targets)
+        while waiting:
+            name = waiting.pop()
+            if name not in self.nodes:
+                raise StoreError(f"the graph has no node {name!r} to compute")
+            if name not in wanted:
+                wanted.add(name)
+                if not self.nodes[name].cached:
+                    waiting += self.nodes[name].above
+        return [found for name, found in self.nodes.items() if name in wanted]
+
+    def missing(self, targets: Iterable[str] | None = None) -> list[Resolved]:
+        """Return those of the needed nodes that must run, in order."""
+        return [found for found in self.needed(targets) if not found.cached]
+
+
+def resolve(nodes: Iterable[Node], steps: Mapping[str, Step], store: Store) -> Resolution:
+    """Find every node's key and whether the store holds it.
+
+    One look per key: that is as quick as listing the folders for 5,000 nodes in a store of 20,000 entries, and
+    does not grow with what other runs left there. Raises StoreError for a graph that is not one: a name twice, an
+    unknown step or input, a cycle, or a reader of a decision that is not made yet.
+    """
+    found: dict[str, Resolved] = {}
+    damaged: dict[str, str] = {}
+    for node in _in_order(list(nodes)):
+        step = steps.get(node.step)
+        if step is None:
+            raise StoreError(f"{node.name}: step {node.step!r} is unknown; choose from {', '.join(steps)}")
+        inputs: dict[str, Ref] = {}
+        for name, source in node.inputs.items():
+            if isinstance(source, Ref):
+                inputs[name] = source
+                continue
+            above = found[source]
+            if steps[above.node.step].decides and not above.cached:
+                raise StoreError(f"{node.name} reads {source}, a decision that is not made yet; it is a later stage")
+            inputs[name] = above.ref
+        components = components_of(node, step.version, {name: ref.identity for name, ref in inputs.items()})
+        key = identity = f"{node.step}/{digest(components)}"
+        last_use = store.last_use(key)
+        if step.decides and last_use is not None:
+            try:
+                identity = str(store.manifest(key)["identity"])
+            except CorruptEntry as error:
+                damaged[key], last_use = error.why, None
+        found[node.name] = Resolved(node, key, identity, components, inputs, last_use)
+    return Resolution(found, damaged)
+
+
+def _in_order(nodes: Sequence[Node]) -> list[Node]:
+    """Sort nodes so that inputs come first, otherwise as given."""
+    by_name = {node.name: node for node in nodes}
+    if len(by_name) < len(nodes):
+        names = [node.name for node in nodes]
+        raise StoreError(f"two nodes have the name {next(n for n in names if names.count(n) > 1)!r}")
+    done: dict[str, bool] = {}  # False while what a node reads is being placed
+    ordered: list[Node] = []
+    for first in nodes:
+        waiting = [first]
+        while waiting:
+            node = waiting[-1]
+            if done.get(node.name):
+                waiting.pop()
+                continue
+            fresh = node.name not in done
+            done[node.name] = False
+            above = [source for source in node.inputs.values() if isinstance(source, str) and not done.get(source)]
+            if not above:
+                done[node.name] = True
+                ordered.append(waiting.pop())
+                continue
+            for source in above:
+                if source not in by_name:
+                    raise StoreError(f"{node.name} reads {source!r}, which is not in the graph")
+                if not fresh or done.get(source) is False:
+                    raise StoreError(f"the graph has a cycle through {source!r}")
+                waiting.append(by_name[source])
+    return ordered

@@ -1,0 +1,439 @@
+"""The store: Zarr groups by key, published whole or not at all. The only place of cache I/O.
+
+``<root>/v1/<kind>/<2 hex>/<digest>/`` is an entry: a Zarr 3 group, ``files/`` and, written last, the manifest
+``entry.json``. An entry is written under ``v1/tmp`` and renamed into its place, and never changed after that; of
+two writers the second discards its copy. What took longer than `SYNC_SECONDS` to compute is flushed to disk
+before it is published; a cheaper entry that a power cut tears is found out by its checksums and computed again.
+Checksums are verified the first time a process reads a file, sizes every time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrfgraph.engine import leases
+from lrfgraph.engine.memory import ARRAYS, BoundedCache, versions
+from lrfgraph.engine.nodes import Ref, Result
+from lrfgraph.engine.zarr_format import decode, describe, encode
+from lrfgraph.errors import StoreError
+
+__all__ = ["FORMAT", "SYNC_SECONDS", "CorruptEntry", "Entry", "Store", "tree_bytes"]
+
+FORMAT = 1
+SYNC_SECONDS = 0.5
+USED_EVERY = 3600.0
+LEFTOVER_AGE = 86400.0
+FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+
+_manifests = BoundedCache(32 << 20)
+_verified: dict[str, tuple[int, int, int]] = {}
+_count = itertools.count()
+
+
+class CorruptEntry(StoreError):  # noqa: N818 - names a thing, as Interrupted does
+    """An entry that is damaged or gone; whoever can compute it again discards it and does."""
+
+    def __init__(self, key: str, why: str) -> None:
+        super().__init__(key, why)
+        self.key, self.why = key, why
+
+    def __str__(self) -> str:
+        return f"cache entry {self.key}: {self.why}; run the same command again and it is computed anew"
+
+
+class Entry:
+    """One finished result as a step reads it (`nodes.Input`); nothing is read until it is asked for.
+
+    Arrays are read-only and kept in a cache of bounded bytes; with a `part`, names are relative to it. All
+    methods raise CorruptEntry where the disk does not hold what the manifest promises.
+    """
+
+    def __init__(self, store: Store, key: str, identity: str, part: str = "") -> None:
+        self.store, self.key, self.identity = store, key, identity
+        self.prefix = f"{part.rstrip('/')}/" if part else ""
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Everything that is written about the entry."""
+        return self.store.manifest(self.key)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The small results; shared between readers, so not to be changed."""
+        data: dict[str, Any] = self.manifest["data"]
+        return data
+
+    def names(self) -> list[str]:
+        """Return the names of the arrays, sorted."""
+        start = len(self.prefix)
+        return sorted(name[start:] for name in self.manifest["arrays"] if name.startswith(self.prefix))
+
+    def array(self, name: str) -> NDArray[Any]:
+        """Return one array, read-only; raises KeyError if the entry has none of this name."""
+        full, manifest = self.prefix + name, self.manifest
+        if full not in manifest["arrays"]:
+            raise KeyError(f"{manifest['name']} ({self.key}) has no array {full!r}; it has {self.names()}")
+        at = (str(self.store.root), self.key, manifest["digest"], full)
+        kept: NDArray[Any] | None = ARRAYS.get(at)
+        if kept is None:
+            try:
+                kept = decode(manifest["arrays"][full], lambda chunk: self._read(f"{full}/{chunk}"))
+            except ValueError as error:
+                raise CorruptEntry(self.key, f"array {full} cannot be read ({error})") from error
+            kept.flags.writeable = False
+            ARRAYS.put(at, kept, kept.nbytes)
+        return kept
+
+    def file(self, name: str) -> Path:
+        """Return the path of one file, its checksum verified; raises KeyError if there is none of this name."""
+        if f"files/{name}" not in self.manifest["files"]:
+            raise KeyError(f"{self.manifest['name']} ({self.key}) has no file {name!r}")
+        self.store.check_file(self.key, f"files/{name}")
+        return self.store.folder(self.key) / "files" / name
+
+    def _read(self, relative: str) -> NDArray[np.uint8]:
+        if relative not in self.manifest["files"]:
+            raise CorruptEntry(self.key, f"{relative} is missing")
+        try:
+            content = np.fromfile(self.store.folder(self.key) / relative, np.uint8)
+        except OSError as error:
+            raise CorruptEntry(self.key, f"{relative} cannot be read ({error.strerror})") from error
+        self.store.check_file(self.key, relative, content)
+        return content
+
+
+class Store:
+    """A cache folder; nothing is created before something is written.
+
+    root : the cache folder.  stale_after : seconds after which a lease whose time stands still is taken over.
+    """
+
+    def __init__(self, root: Path | str, *, stale_after: float = leases.STALE_AFTER) -> None:
+        self.root, self.stale_after = Path(root).expanduser().absolute(), stale_after
+        self.base = self.root / "v1"
+        self._base = str(self.base)
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.root)!r})"
+
+    def folder(self, key: str) -> Path:
+        """Return where the entry of a key lies, or would lie."""
+        return Path(self._path(key))
+
+    def _path(self, key: str) -> str:
+        kind, _, name = key.partition("/")
+        return f"{self._base}/{kind}/{name[:2]}/{name}"
+
+    def has(self, key: str) -> bool:
+        """Say whether the entry is there (its manifest; nothing is verified)."""
+        return self.last_use(key) is not None
+
+    def last_use(self, key: str) -> float | None:
+        """Return when the entry was last used (seconds since 1970, exact to an hour), ``None`` if it is absent."""
+        try:
+            return os.stat(f"{self._path(key)}/entry.json").st_mtime
+        except OSError:
+            return None
+
+    def touch(self, key: str, last_use: float) -> None:
+        """Note that an entry was used, at most once an hour; a read-only cache is left as it is."""
+        if time.time() - last_use > USED_EVERY:
+            with contextlib.suppress(OSError):
+                os.utime(f"{self._path(key)}/entry.json")
+
+    def open(self, source: Ref | str) -> Entry:
+        """Return the entry of a Ref, or of a key (its manifest is then read for the identity)."""
+        if isinstance(source, Ref):
+            return Entry(self, source.key, source.identity, source.part)
+        return Entry(self, source, str(self.manifest(source)["identity"]))
+
+    def manifest(self, key: str) -> dict[str, Any]:
+        """Return an entry's manifest, verified; raises CorruptEntry if it is absent or not what was written."""
+        path = f"{self._path(key)}/entry.json"
+        try:
+            with open(path, "rb", buffering=0) as file:
+                stat = os.fstat(file.fileno())
+                at = (path, stat.st_ino, stat.st_size, stat.st_ctime_ns)
+                kept: dict[str, Any] | None = _manifests.get(at)
+                if kept is not None:
+                    return kept
+                content = file.readall()
+        except FileNotFoundError as error:
+            raise CorruptEntry(key, "the manifest is missing") from error
+        except OSError as error:
+            raise CorruptEntry(key, f"the manifest cannot be read ({error.strerror})") from error
+        manifest = _parse_manifest(key, content)
+        _manifests.put(at, manifest, 6 * len(content))
+        return manifest
+
+    def check_file(self, key: str, relative: str, content: NDArray[np.uint8] | None = None) -> None:
+        """Verify a file of an entry: its size, and the first time in this process its checksum.
+
+        Raises CorruptEntry.
+        """
+        expected, checksum = self.manifest(key)["files"][relative]
+        path = f"{self._path(key)}/{relative}"
+        try:
+            stat = os.stat(path)
+            if stat.st_size != expected:
+                raise CorruptEntry(key, f"{relative} has {stat.st_size} bytes instead of {expected}")
+            state = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+            if _verified.get(path) == state:
+                return
+            found = _digest_file(path) if content is None else _blake(content.data if content.size else b"")
+        except OSError as error:
+            raise CorruptEntry(key, f"{relative} cannot be read ({error.strerror})") from error
+        if found != checksum:
+            raise CorruptEntry(key, f"{relative} is damaged (wrong checksum)")
+        _verified[path] = state
+
+    def scratch(self, key: str) -> Path:
+        """Return a folder that outlives an interrupted attempt at this key; it goes when the entry is committed."""
+        folder = self.base / "scratch" / key.replace("/", "-")
+        with self.writing(key):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def lease_path(self, key: str) -> Path:
+        """Return the path of a key's lease; all leases lie in one folder, so that they are quickly listed."""
+        return self.base / "leases" / f"{key.replace('/', '-')}.lease"
+
+    def commit(
+        self,
+        key: str,
+        result: Result,
+        *,
+        name: str = "",
+        components: Mapping[str, Any] | None = None,
+        inputs: Mapping[str, str] | None = None,
+        seconds: float = 0.0,
+    ) -> int:
+        """Write an entry and publish it; returns its bytes.
+
+        components : what the key digests.  inputs : the inputs' keys.  Raises StoreError if the cache cannot be
+        written or is full, TypeError or ValueError for a result that cannot be stored; nothing is left behind.
+        """
+        need = sum(np.asarray(a).nbytes for a in result.arrays.values())
+        with self.writing(key, need):
+            temporary = self._temporary()
+        try:
+            with self.writing(key, need):
+                files = _write_files(temporary, result)
+                manifest = {
+                    "format": FORMAT,
+                    "key": key,
+                    "name": name,
+                    "components": dict(components or {}),
+                    "identity": result.identity or key,
+                    "data": result.data,
+                    "arrays": {n: describe(np.asarray(a)) for n, a in sorted(result.arrays.items())},
+                    "files": files,
+                    "bytes": sum(size for size, _ in files.values()),
+                    "inputs": dict(inputs or {}),
+                    "seconds": round(seconds, 6),
+                    "created": round(time.time(), 3),
+                    "versions": versions(),
+                }
+                text = json.dumps(manifest, separators=(",", ":"), allow_nan=False, default=_plain).encode()
+                content = b'{"digest":"' + _blake(text).encode() + b'",' + text[1:]
+                _write(temporary / "entry.json", [content])
+                if seconds > SYNC_SECONDS:
+                    _flush(temporary)
+                self._publish(temporary, key, seconds > SYNC_SECONDS)
+                shutil.rmtree(self.base / "scratch" / key.replace("/", "-"), ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return len(content) + int(str(manifest["bytes"]))
+
+    def discard(self, key: str) -> None:
+        """Remove an entry, whatever state it is in; raises StoreError if the cache cannot be written."""
+        with self.writing(key):
+            aside = self._temporary()
+            try:
+                with contextlib.suppress(FileNotFoundError):
+                    self.folder(key).rename(aside / "entry")
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+
+    def bytes_used(self) -> int:
+        """Return the bytes of all files in the cache, unfinished ones included."""
+        return tree_bytes(self._base)
+
+    def clean(self) -> None:
+        """Remove what dead processes left half-written, and their leases; best effort."""
+        for path in _listed(self.base / "tmp"):
+            host, pid, started, _ = [*path.name.split(".")[:3], "0", "0", "0"][:4]
+            dead = pid.isdigit() and started.isdigit() and leases.owner_is_dead(host, int(pid), int(started))
+            if dead or _age(path) > LEFTOVER_AGE:
+                shutil.rmtree(path, ignore_errors=True)
+        for path in _listed(self.base / "leases"):
+            if not leases.live(path, max(self.stale_after, 60.0)) and _age(path) > 60.0:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+    @contextlib.contextmanager
+    def writing(self, key: str, need: int = 0) -> Iterator[None]:
+        """Turn what the system says about a closed or full disk into one line for the user."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in FULL:
+                raise StoreError(
+                    f"cache {self.root} is full ({error.strerror}) while writing {key}, which needs {need:,} bytes; "
+                    "free some space, or use --cache DIR"
+                ) from error
+            if error.errno in CLOSED:
+                raise StoreError(
+                    f"cache {self.root} cannot be written ({error.strerror}), needed for {key}; use --cache DIR"
+                ) from error
+            raise
+
+    def _temporary(self) -> Path:
+        host, pid, started = leases.owner()
+        path = self.base / "tmp" / f"{host}.{pid}.{started}.{next(_count)}"
+        try:
+            path.mkdir()
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir()
+        return path
+
+    def _publish(self, temporary: Path, key: str, flush: bool) -> None:
+        """Rename an entry into its place; one that is there already wins, one without a manifest does not."""
+        place = self._path(key)
+        parent = os.path.dirname(place)
+        for _ in range(8):
+            try:
+                os.rename(temporary, place)
+            except FileNotFoundError:
+                os.makedirs(parent, exist_ok=True)
+            except OSError as error:
+                if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
+                    raise
+                if self.has(key):
+                    return
+                self.discard(key)
+            else:
+                if flush:
+                    _flush_one(parent)
+                return
+        raise StoreError(f"cache {self.root}: {key} cannot be put in its place {place}; remove what lies there")
+
+
+def _write_files(folder: Path, result: Result) -> dict[str, tuple[int, str]]:
+    """Write arrays and move files into `folder`; returns size and checksum of each."""
+    files: dict[str, tuple[int, str]] = {}
+    made = {""}
+    for relative, buffers in encode(result.arrays):
+        above = relative.rpartition("/")[0]
+        if above not in made:
+            os.makedirs(folder / above, exist_ok=True)
+            made.add(above)
+        files[relative] = _write(folder / relative, buffers)
+    for name, source in sorted(result.files.items()):
+        if not name or "/" in name or name in (".", ".."):
+            raise ValueError(f"names of files are plain, received {name!r}")
+        (folder / "files").mkdir(exist_ok=True)
+        target = folder / "files" / name
+        shutil.move(source, target)
+        files[f"files/{name}"] = (target.stat().st_size, _digest_file(str(target)))
+    return files
+
+
+def _write(path: Path, buffers: list[Any]) -> tuple[int, str]:
+    state, size = hashlib.blake2b(digest_size=20), 0
+    with open(path, "wb") as file:
+        for buffer in buffers:
+            file.write(buffer)
+            state.update(buffer)
+            size += len(buffer)
+    return size, state.hexdigest()
+
+
+def _parse_manifest(key: str, content: bytes) -> dict[str, Any]:
+    # {"digest":"<40 hex>",<the rest>: every byte of the file is either compared or digested
+    if (
+        content[:11] != b'{"digest":"'
+        or content[51:53] != b'",'
+        or _blake(b"{" + content[53:]) != content[11:51].decode("ascii", "replace")
+    ):
+        raise CorruptEntry(key, "the manifest is damaged")
+    manifest: dict[str, Any] = json.loads(content)
+    if manifest["key"] != key or manifest["format"] != FORMAT:
+        raise CorruptEntry(key, f"the manifest belongs to {manifest['key']}")
+    return manifest
+
+
+def _blake(content: Any) -> str:
+    return hashlib.blake2b(content, digest_size=20).hexdigest()
+
+
+def _digest_file(path: str) -> str:
+    state = hashlib.blake2b(digest_size=20)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            state.update(block)
+    return state.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"results are JSON values, received {type(value).__name__}")
+
+
+def _flush(folder: Path) -> None:
+    for path, _, names in os.walk(folder):
+        for name in names:
+            _flush_one(os.path.join(path, name))
+        _flush_one(path)
+
+
+def _flush_one(path: str) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def tree_bytes(folder: str) -> int:
+    """Return the bytes of all files below a folder; what vanishes meanwhile does not count."""
+    total, waiting = 0, [folder]
+    while waiting:
+        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as listed:
+            for item in listed:
+                if item.is_dir(follow_symlinks=False):
+                    waiting.append(item.path)
+                else:
+                    with contextlib.suppress(OSError):
+                        total += item.stat(follow_symlinks=False).st_size
+    return total
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _age(path: Path) -> float:
+    try:
+        return time.time() - path.lstat().st_mtime
+    except OSError:
+        return 0.0

@@ -1,0 +1,215 @@
+"""What happens inside one Dask task: lease, compute, commit. The same on a thread and on a remote worker.
+
+A task never raises: it hands back an Outcome, so that one damaged input or one failing step does not take down
+what runs beside it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from lrfgraph.engine.events import Event, Listener
+from lrfgraph.engine.leases import Lease, Waiting
+from lrfgraph.engine.nodes import Node, Ref, Result, Step, Task
+from lrfgraph.engine.store import CorruptEntry, Store
+
+__all__ = ["Context", "Local", "Outcome", "Work", "compute"]
+
+POLL = (0.002, 0.1)
+
+
+@dataclass(frozen=True)
+class Work:
+    """One node to compute, with all that a worker must know."""
+
+    node: Node
+    key: str
+    components: Mapping[str, Any]
+    inputs: Mapping[str, Ref]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task.
+
+    events : ``finished`` and ``waited``, one a node.  lost : key of a damaged input, and why.
+    error : what the step raised.  idle : nothing was done, since something before failed or the run was stopped.
+    """
+
+    events: tuple[Event, ...] = ()
+    lost: tuple[str, str] | None = None
+    error: Exception | None = None
+    idle: bool = False
+
+
+class Context(Protocol):
+    """Where a task runs."""
+
+    store: Store
+
+    def emit(self, event: Event) -> None: ...
+
+    def stopped(self) -> bool: ...
+
+    def stop(self) -> None: ...
+
+    def holds(self, lease: Lease) -> None: ...
+
+    def drops(self, lease: Lease) -> None: ...
+
+
+@dataclass
+class Local:
+    """The context of threads in this process; remembers what is held, so that Ctrl-C can let go of it."""
+
+    store: Store
+    listener: Listener
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _guard: threading.Lock = field(default_factory=threading.Lock)
+    _held: dict[str, Lease] = field(default_factory=dict)
+
+    def emit(self, event: Event) -> None:
+        with self._guard:
+            self.listener(event)
+
+    def stopped(self) -> bool:
+        return self._stop.is_set()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def holds(self, lease: Lease) -> None:
+        self._held[lease.token] = lease
+
+    def drops(self, lease: Lease) -> None:
+        self._held.pop(lease.token, None)
+        lease.release()
+
+    def let_go(self) -> None:
+        """Release every lease of abandoned threads."""
+        for lease in list(self._held.values()):
+            self.drops(lease)
+
+
+class _StoppedError(Exception):
+    """The run was stopped while the task waited."""
+
+
+def compute(works: Sequence[Work], step: Step, context: Context, *before: Outcome) -> Outcome:
+    """Compute nodes of one step and commit each; `before` are the outcomes of what they read.
+
+    With several works, `step.together` computes those that no other run has committed meanwhile, in one pass.
+    """
+    if context.stopped() or any(outcome.idle or outcome.lost or outcome.error for outcome in before):
+        return Outcome(idle=True)
+    leases: dict[str, Lease] = {}
+    events: list[Event] = []
+    try:
+        # sorted, so that two runs which want the same entries never wait for each other
+        for work in sorted(works, key=lambda work: work.key):
+            started = time.monotonic()
+            lease = _lease(work, context)
+            if lease is None:
+                waited = time.monotonic() - started
+                events.append(Event("waited", work.node.name, work.node.step, waited))
+                context.emit(events[-1])
+                continue
+            leases[work.key] = lease
+        mine = [work for work in works if work.key in leases]
+        for work, result, seconds in _results(mine, step, context):
+            event = _commit(work, step, result, seconds, context.store)
+            context.drops(leases.pop(work.key))
+            events.append(event)
+            context.emit(event)
+    except CorruptEntry as error:
+        return Outcome(tuple(events), lost=(error.key, error.why))
+    except _StoppedError:
+        return Outcome(tuple(events), idle=True)
+    except Exception as error:
+        context.stop()
+        return Outcome(tuple(events), error=error)
+    finally:
+        for lease in leases.values():
+            with suppress(OSError):
+                context.drops(lease)
+    return Outcome(tuple(events))
+
+
+def _lease(work: Work, context: Context) -> Lease | None:
+    """Wait for the right to compute; ``None`` if the entry is there by then."""
+    store = context.store
+    waiting, pause = Waiting(store.lease_path(work.key), store.stale_after), POLL[0]
+    while True:
+        with store.writing(work.key):
+            lease = waiting.acquire()
+        if lease is not None:
+            context.holds(lease)
+        if store.has(work.key):
+            if lease is not None:
+                context.drops(lease)
+            return None
+        if lease is not None:
+            return lease
+        if context.stopped():
+            raise _StoppedError
+        time.sleep(pause)
+        pause = min(POLL[1], pause * 1.5)
+
+
+def _results(works: Sequence[Work], step: Step, context: Context) -> Iterator[tuple[Work, Result, float]]:
+    if not works:
+        return
+    tasks = [_task(work, context) for work in works]
+    for work in works:
+        context.emit(Event("started", work.node.name, work.node.step))
+    started = time.monotonic()
+    if step.together is None:
+        for work, task in zip(works, tasks, strict=True):
+            result = step.compute(task)
+            yield work, result, time.monotonic() - started
+            started = time.monotonic()
+        return
+    results = iter(step.together(tasks))
+    wrong = f"step {step.name} gave another number of results than the {len(works)} nodes it was handed"
+    share = 0.0
+    for index, work in enumerate(works):
+        result = next(results, None)
+        if result is None:
+            raise ValueError(wrong)
+        now = time.monotonic()
+        if index == 0:  # what came before the first result served all of them
+            share = (now - started) / len(works)
+        yield work, result, share if index == 0 else share + now - started
+        started = time.monotonic()
+    if next(results, None) is not None:
+        raise ValueError(wrong)
+
+
+def _commit(work: Work, step: Step, result: Result, seconds: float, store: Store) -> Event:
+    if result.identity is not None and not step.decides:
+        raise ValueError(f"step {step.name} sets an identity; declare it with Step(…, decides=True)")
+    size = store.commit(
+        work.key,
+        result,
+        name=work.node.name,
+        components=work.components,
+        inputs={name: ref.key for name, ref in work.inputs.items()},
+        seconds=seconds,
+    )
+    return Event("finished", work.node.name, work.node.step, seconds, size)
+
+
+def _task(work: Work, context: Context) -> Task:
+    node, store = work.node, context.store
+
+    def progress(done: int, total: int, message: str) -> None:
+        context.emit(Event("progress", node.name, node.step, done=done, total=total, message=message))
+
+    scratch: Callable[[], Any] = lambda: store.scratch(work.key)  # noqa: E731
+    inputs = {name: store.open(ref) for name, ref in work.inputs.items()}
+    return Task(node.name, node.params, inputs, node.where, scratch, progress)

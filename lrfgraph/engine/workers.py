@@ -1,0 +1,252 @@
+"""Where tasks run: threads of this process, or processes of a Dask cluster. Both take the same graph."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from typing import Any, Protocol
+
+from lrfgraph.engine.events import Event, Listener
+from lrfgraph.engine.leases import Lease
+from lrfgraph.engine.nodes import Step
+from lrfgraph.engine.store import Store
+from lrfgraph.engine.tasks import Local, Outcome, Work, compute
+
+__all__ = ["Cluster", "Graph", "Job", "Threads", "Workers", "one_blas_thread", "workers_for"]
+
+PATIENCE = 1.0
+TOPIC = "lrfgraph"
+BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
+
+_blas_guard = threading.Lock()
+_blas: dict[str, Any] = {"depth": 0}
+
+Job = tuple[Step, Sequence[Work], Sequence[Any]]
+Graph = Mapping[Any, Job]
+
+
+class Workers(Protocol):
+    """Something that runs a graph of jobs ``{key: (step, works, keys of what must come first)}``."""
+
+    def run(self, graph: Graph, store: Store, listener: Listener) -> list[Outcome]:
+        """Run all jobs; on KeyboardInterrupt stop within two seconds and raise it on."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def workers_for(threads: int = 2, workers: int | None = None, scheduler: str | None = None) -> Workers:
+    """Return threads, or a cluster where a number of processes or a scheduler's address is given.
+
+    Nothing is started before the first job, so that a run which finds everything in the cache starts nothing.
+    """
+    return Cluster(workers, scheduler) if workers or scheduler else Threads(threads)
+
+
+class Threads:
+    """Threads of this process, BLAS kept to one thread on each."""
+
+    def __init__(self, count: int) -> None:
+        self.count = max(1, count)
+
+    def run(self, graph: Graph, store: Store, listener: Listener) -> list[Outcome]:
+        from dask import threaded
+
+        context = Local(store, listener)
+        pool = _DaemonThreads(self.count)
+        try:
+            with one_blas_thread():
+                results = threaded.get(_tasks(graph, context), list(graph), pool=pool)
+        except BaseException:
+            # a thread cannot be killed: wait a moment for those that are nearly done, then leave them behind
+            context.stop()
+            pool.stop(PATIENCE)
+            context.let_go()
+            raise
+        pool.stop(PATIENCE)
+        return list(results)
+
+    def close(self) -> None:
+        """Nothing stays open between runs."""
+
+
+class Cluster:
+    """Processes that `distributed` starts here (spawned, never forked), or a cluster that runs already.
+
+    It stays up between runs: starting processes and importing what they need takes seconds.
+    """
+
+    def __init__(self, workers: int | None = None, scheduler: str | None = None) -> None:
+        self.workers, self.scheduler = workers, scheduler
+        self._client: Any = None
+        self._cluster: Any = None
+        self._runs = 0
+
+    def run(self, graph: Graph, store: Store, listener: Listener) -> list[Outcome]:
+        from distributed import as_completed
+
+        client = self._start()
+        self._runs += 1
+        topic = f"{TOPIC}-{id(self)}-{self._runs}"
+        guard = threading.Lock()
+
+        def emit(event: Event) -> None:
+            with guard:
+                listener(event)
+
+        client.subscribe_topic(topic, lambda message: emit(Event(**message[1])))
+        outcomes: list[Outcome] = []
+        futures: list[Any] = []
+        try:
+            futures = client.get(_tasks(graph, Remote(store, topic)), list(graph), sync=False)
+            for _, outcome in as_completed(futures, with_results=True):
+                outcomes.append(outcome)
+                for event in outcome.events:
+                    emit(event)
+                if outcome.error:
+                    break
+        except BaseException:
+            self.close(patience=0.5)
+            raise
+        else:
+            client.cancel([future for future in futures if not future.done()])
+        finally:
+            if self._client is not None:
+                client.unsubscribe_topic(topic)
+        return outcomes
+
+    def close(self, patience: float = 10.0) -> None:
+        """Stop what was started here; a cluster that ran already is left running."""
+        client, cluster, self._client, self._cluster = self._client, self._cluster, None, None
+        with contextlib.suppress(Exception):
+            if client is not None:
+                client.close(timeout=patience)
+        with contextlib.suppress(Exception):
+            if cluster is not None:
+                cluster.close(timeout=patience)
+
+    def _start(self) -> Any:
+        if self._client is None:
+            from distributed import Client, LocalCluster
+
+            if self.scheduler is None:
+                self._cluster = LocalCluster(
+                    n_workers=self.workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    dashboard_address=":0",
+                    memory_limit=0,
+                    silence_logs=50,
+                )
+            self._client = Client(self._cluster if self.scheduler is None else self.scheduler, set_as_default=False)
+        return self._client
+
+
+class Remote:
+    """The context of a task on a worker of a cluster; it travels there with the task."""
+
+    def __init__(self, store: Store, topic: str) -> None:
+        self.store, self.topic = store, topic
+
+    def emit(self, event: Event) -> None:
+        if event.kind in ("finished", "waited"):
+            return  # told by the outcome
+        from distributed import get_worker
+
+        get_worker().log_event(self.topic, vars(event))
+
+    def stopped(self) -> bool:
+        return False
+
+    def stop(self) -> None:
+        """The client cancels the rest when it sees the outcome."""
+
+    def holds(self, lease: Lease) -> None:
+        """A lease ends with its worker."""
+
+    def drops(self, lease: Lease) -> None:
+        lease.release()
+
+
+def _tasks(graph: Graph, context: Any) -> dict[Any, Any]:
+    from dask.task_spec import Task, TaskRef
+
+    return {
+        key: Task(key, _compute, works, step, context, *(TaskRef(above) for above in before))
+        for key, (step, works, before) in graph.items()
+    }
+
+
+def _compute(works: Sequence[Work], step: Step, context: Any, *before: Outcome) -> Outcome:
+    if isinstance(context, Remote):
+        with one_blas_thread():
+            return compute(works, step, context, *before)
+    return compute(works, step, context, *before)
+
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Keep BLAS to one thread: faster where tasks run side by side, and the sums are the same on every machine.
+
+    Libraries that are loaded already are limited; those a step imports later read the environment.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with _blas_guard:
+        _blas["depth"] += 1
+        if _blas["depth"] == 1:
+            _blas["before"] = {name: os.environ.get(name) for name in BLAS_VARIABLES}
+            os.environ.update(dict.fromkeys(BLAS_VARIABLES, "1"))
+            _blas["limits"] = threadpool_limits(limits=1, user_api="blas")
+    try:
+        yield
+    finally:
+        with _blas_guard:
+            _blas["depth"] -= 1
+            if _blas["depth"] == 0:
+                _blas.pop("limits").restore_original_limits()
+                for name, value in _blas.pop("before").items():
+                    if value is None:
+                        os.environ.pop(name, None)
+                    else:
+                        os.environ[name] = value
+
+
+class _DaemonThreads(Executor):
+    """A pool whose threads do not keep the process alive: the standard one is waited for at exit, Ctrl-C or not."""
+
+    def __init__(self, count: int) -> None:
+        self._max_workers = count  # dask asks the pool for it
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+
+        def call() -> None:
+            try:
+                future.set_result(function(*args, **kwargs))
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._calls.put(call)
+        return future
+
+    def stop(self, patience: float) -> None:
+        """End the threads, waiting at most `patience` seconds for what they are at."""
+        for _ in self._threads:
+            self._calls.put(None)
+        until = time.monotonic() + patience
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
