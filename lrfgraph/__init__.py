@@ -1,0 +1,24 @@
+"""Low-rank compression of trained Keras CNNs as an incremental task graph."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lrfgraph.api import compress, plan
+    from lrfgraph.recipe import Recipe
+
+__all__ = ["Recipe", "__version__", "compress", "plan"]
+
+__version__ = "0.1.0"
+
+_HOMES = {"Recipe": "lrfgraph.recipe", "compress": "lrfgraph.api", "plan": "lrfgraph.api"}
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when first used: the command line's --help imports none of it.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lrfgraph' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -81,12 +81,14 @@ def describe_node(model: str, identity: str, recipe: Recipe, architecture: str |
     return Node("model/describe", "describe", params, {}, {"model": model, "architecture": options.architecture})
 
 
-def data_node(source: str, facts: Mapping[str, Any], recipe: Recipe, calibration: int, where: Mapping[str, Any]) -> Node:
-    """Divide the images; `source` is the digest of their content, `facts` what the model says of its input and output."""
-    options = asdict(recipe.data)
-    for name in ("source", "stats", "allow_chance", "calibration"):
-        del options[name]  # paths are in `where`, their content in `source`
-    return Node("images/data", "data", {"source": source, **facts, **_plain(options), "calibration": calibration}, {}, where)
+def data_node(source: str, facts: Mapping[str, Any], recipe: Recipe, calibration: int, base: str) -> Node:
+    """Divide the images; `source` is the digest of their content and the statistics', `facts` the model's shapes."""
+    options = _plain(asdict(recipe.data))
+    where = {"data": options, "base": base}
+    used = {name: options[name] for name in ("scale", "mean", "std", "channels", "image_size")}
+    params = {"source": source, **facts, "source_options": used, "calibration": calibration}
+    params |= {name: options[name] for name in ("validation", "split", "seed", "task")}
+    return Node("images/data", "data", params, {}, where)
 
 
 def _plain(value: Any) -> Any:
@@ -200,7 +202,9 @@ def _decompose(network: Network, index: int, method: str, known: set[str]) -> No
     return Node(f"{layer.name}/{method}/decompose", "decompose", {**params, "weighting": weighting}, inputs)
 
 
-def candidate_nodes(network: Network, refs: Mapping[str, Ref], ranks: Mapping[tuple[int, str], Sequence[str]]) -> list[Node]:
+def candidate_nodes(
+    network: Network, refs: Mapping[str, Ref], ranks: Mapping[tuple[int, str], Sequence[str]]
+) -> list[Node]:
     """Factorize and score every (layer, method, rank); `refs` are the explore stage's results."""
     recipe, nodes = network.recipe, []
     for (index, method), written in ranks.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -20,9 +21,10 @@ from lrfgraph.methods import METHODS
 from lrfgraph.methods.base import parse_rank, write_rank
 from lrfgraph.network.layers import Array, LayerSpec
 from lrfgraph.network.pieces import compose, cost
+from lrfgraph.recipe import DataOptions
 from lrfgraph.selection import POLICIES, Candidate, LayerChoices, Problem, totals
 
-__all__ = ["STEPS", "geometry", "network_of"]
+__all__ = ["STEPS", "geometry", "network_of", "try_preprocessings"]
 
 T = TypeVar("T")
 
@@ -51,7 +53,17 @@ class _Memo:
 MODELS, IMAGES, REFERENCES = _Memo(3), _Memo(4), _Memo(8)
 MODEL_LOCK = threading.Lock()
 
-GEOMETRY = ("kind", "kernel", "strides", "dilation", "padding", "output_padding", "depthwise", "input_shapes", "output_shapes")
+GEOMETRY = (
+    "kind",
+    "kernel",
+    "strides",
+    "dilation",
+    "padding",
+    "output_padding",
+    "depthwise",
+    "input_shapes",
+    "output_shapes",
+)
 
 
 def geometry(layer: LayerSpec) -> dict[str, Any]:
@@ -97,9 +109,7 @@ def _describe(task: Task) -> Result:
 
     trust = {"custom": list(task.params["custom"]), "unsafe": task.params["unsafe"]}
     architecture = task.where.get("architecture")
-    model = load_model(
-        Path(task.where["model"]), **trust, architecture=Path(architecture) if architecture else None
-    )
+    model = load_model(Path(task.where["model"]), **trust, architecture=Path(architecture) if architecture else None)
     description = describe(model)
     data = {
         "layers": [layer.to_json() for layer in description.layers],
@@ -114,17 +124,78 @@ def _describe(task: Task) -> Result:
 
 
 def _data(task: Task) -> Result:
-    from lrfgraph.data import describe_splits
+    from lrfgraph import data
 
-    data, arrays = describe_splits(task.params, task.where)
-    return Result(data, arrays, identity=digest(data["identities"]))
+    params, options, base = task.params, _data_options(task.where), Path(task.where["base"])
+    options = replace(options, calibration=params["calibration"])
+    input_shape, output_shape = tuple(params["input_shape"]), tuple(params["output_shape"])
+    dataset = data.load(options, base, input_shape)
+    splits = data.split(dataset, options)
+    preprocessing = data.preprocessing(options, input_shape, base)
+    how = _digest_of(preprocessing)
+    kind = data.task_of(options, splits.validation.labels(dataset), input_shape, output_shape)
+    arrays, identities, parts = {}, {}, {}
+    for name in PARTS:
+        part = getattr(splits, name)
+        if part is None or not len(part):
+            continue
+        labels = data.targets_of(part.labels(dataset), kind, output_shape)
+        part.images(dataset, preprocessing)[:1]  # raises where the shapes do not fit
+        said = [how, digest(dataset.x(part.source)[part.indices])]
+        if labels is not None and name != "calibration":
+            said.append(digest(labels))
+        arrays[name], identities[name] = part.indices, digest(said)
+        parts[name] = {"source": part.source, "images": len(part), "labels": labels is not None}
+    chance = None
+    if kind == "classification" and parts["validation"]["labels"]:
+        labels = data.targets_of(splits.validation.labels(dataset), kind, output_shape)
+        chance = data.chance_level(labels) if labels is not None else None
+    found = {
+        "identities": identities,
+        "parts": parts,
+        "task": kind,
+        "chance": chance,
+        "notes": list(splits.notes) + list(dataset.notes),
+    }
+    return Result(
+        found | {"input_shape": list(input_shape), "output_shape": list(output_shape)},
+        arrays,
+        identity=digest(identities),
+    )
 
 
-def images_of(entry: Input, where: Mapping[str, Any], part: str) -> tuple[Array, Any]:
-    """Return preprocessed images and targets (or ``None``) of one split, kept for the process while they fit."""
-    from lrfgraph.data import read_split
+def _digest_of(preprocessing: Any) -> str:
+    said = [preprocessing.scale, preprocessing.bgr, list(preprocessing.input_shape)]
+    return digest(said + [None if v is None else digest(v) for v in (preprocessing.mean, preprocessing.std)])
 
-    return IMAGES.get((entry.data["identities"][part], part), lambda: read_split(entry.array(part), where, part))
+
+PARTS = ("calibration", "validation", "train", "test")
+
+
+def _data_options(where: Mapping[str, Any]) -> DataOptions:
+    return DataOptions(**_tuples(where["data"]))
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def images_of(entry: Input, where: Mapping[str, Any], name: str) -> tuple[Any, Any]:
+    """Return one split's images, preprocessed as they are asked for, and its targets (or ``None``)."""
+    from lrfgraph import data
+
+    said = entry.data
+    options, base, shape = _data_options(where), Path(where["base"]), tuple(said["input_shape"])
+
+    def load() -> tuple[Any, Any]:
+        dataset = data.load(options, base, shape)
+        part = data.Part(said["parts"][name]["source"], entry.array(name))
+        images = part.images(dataset, data.preprocessing(options, shape, base))
+        return images, data.targets_of(part.labels(dataset), said["task"], tuple(said["output_shape"]))
+
+    return IMAGES.get((said["identities"][name], name), load)
 
 
 # record, curvature: one pass for all layers ----------------------------------------------------------------------
@@ -156,7 +227,12 @@ def _curvature_together(tasks: list[Task]) -> list[Result]:
     model = first.inputs["model"]
     layers = [_named_layer(task) for task in tasks]
     found = curvature(
-        network_of(model), layers, images, model.data["structure"]["output"], first.params["seed"], progress=first.progress
+        network_of(model),
+        layers,
+        images,
+        model.data["structure"]["output"],
+        first.params["seed"],
+        progress=first.progress,
     )
     return [Result({}, {"curvature": h}) for h in found]
 
@@ -187,7 +263,7 @@ def _decompose(task: Task) -> Result:
     weighted, undo = weigh(method, layer, kernel, moments, output)
     prepared = method.prepare(layer, weighted)
     arrays = {f"prepared/{name}": value for name, value in prepared.items()}
-    return Result({}, arrays | {f"undo/{name}": value for name, value in undo.arrays().items()})
+    return Result({}, arrays | {f"undo/{name}": value for name, value in undo.to_arrays().items()})
 
 
 def _output_weight(task: Task, layer: LayerSpec) -> Array | None:
@@ -240,11 +316,13 @@ def enumerate_names(arrays: tuple[Array, ...]) -> list[tuple[str, Array]]:
 
 
 def _make_factors(method: Any, layer: LayerSpec, prepared: Input, rank: str) -> tuple[Array, ...]:
-    from lrfgraph.methods.weighting import Undo
+    from lrfgraph.methods.weighting import Unweighting
 
-    undo = Undo.of({n.removeprefix("undo/"): prepared.array(n) for n in prepared.names() if n.startswith("undo/")})
+    undo = Unweighting.from_arrays(
+        {n.removeprefix("undo/"): prepared.array(n) for n in prepared.names() if n.startswith("undo/")}
+    )
     raw = method.factorize(layer, _prepared(prepared), parse_rank(rank))
-    return tuple(undo.apply(raw))
+    return undo(raw)
 
 
 def factors_of(layer: LayerSpec, method_name: str, rank: str, factors: Input, prepared: Input) -> tuple[Array, ...]:
@@ -306,7 +384,9 @@ class _LayerReference:
 
         def row(name: str, otherwise: float) -> Array:
             shape = (layer.groups, 1, layer.outputs)
-            value = weights.array(name).astype(np.float64).reshape(shape) if name in stored else np.full(shape, otherwise)
+            value = (
+                weights.array(name).astype(np.float64).reshape(shape) if name in stored else np.full(shape, otherwise)
+            )
             return np.tile(value, (1, 1, repeat))
 
         self.scale = row("scale", 1.0)
@@ -342,7 +422,12 @@ def _select(task: Task) -> Result:
     decision = POLICIES[options.policy](problem, options)
     parameters, macs = totals(problem, decision.choices)
     choices = [
-        {"layer": c.layer, "method": c.candidate.method, "rank": c.candidate.rank, "similarity": dict(c.candidate.similarity)}
+        {
+            "layer": c.layer,
+            "method": c.candidate.method,
+            "rank": c.candidate.rank,
+            "similarity": dict(c.candidate.similarity),
+        }
         | {"parameters": c.candidate.parameters, "macs": c.candidate.macs, "reason": ""}
         if c.candidate
         else {"layer": c.layer, "method": None, "reason": c.reason}
@@ -391,8 +476,16 @@ def _finetune(task: Task) -> Result:
     x, y = images_of(data, task.where, "train")
     x_val, y_val = images_of(data, task.where, "validation")
     tuned, history = finetune(
-        _fresh(student), network_of(task.inputs["teacher"]), x, y, x_val, y_val,
-        task.params["options"], task.params["task"], task.scratch(), task.progress,
+        _fresh(student),
+        network_of(task.inputs["teacher"]),
+        x,
+        y,
+        x_val,
+        y_val,
+        task.params["options"],
+        task.params["task"],
+        task.scratch(),
+        task.progress,
     )
     files = {"model.keras": _save(tuned, task.scratch())}
     return Result({"trust": student.data["trust"], "history": history}, files=files)
@@ -418,6 +511,26 @@ def _export(task: Task) -> Result:
     return Result({**counted, "file_bytes": {name: path.stat().st_size for name, path in files.items()}}, files=files)
 
 
+def try_preprocessings(model: Input, entry: Input, where: Mapping[str, Any]) -> dict[str, float]:
+    """Return the accuracy on up to 500 validation images under each usual preprocessing, best first."""
+    from lrfgraph import data
+    from lrfgraph.network.training import measure, predict
+
+    said = entry.data
+    options, base, shape = _data_options(where), Path(where["base"]), tuple(said["input_shape"])
+    dataset = data.load(options, base, shape)
+    part = data.Part(said["parts"]["validation"]["source"], entry.array("validation")[:500])
+    y = data.targets_of(part.labels(dataset), said["task"], tuple(said["output_shape"]))
+    raw = dataset.x(part.source)[part.indices]
+    found = {
+        name: float(
+            measure(predict(network_of(model), data.prepare(raw, other, shape, base)), y, said["task"])["accuracy"]
+        )
+        for name, other in data.guesses(raw, options).items()
+    }
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
 def _evaluate(task: Task) -> Result:
     from lrfgraph.network.training import measure, predict
 
@@ -431,15 +544,15 @@ def _evaluate(task: Task) -> Result:
 STEPS: dict[str, Step] = {
     step.name: step
     for step in (
-        Step("describe", 1, _describe),
-        Step("data", 1, _data),
+        Step("describe", 1, _describe, decides=True),
+        Step("data", 1, _data, decides=True),
         Step("record", 1, _record, _record_together),
         Step("curvature", 1, _curvature, _curvature_together),
         Step("decompose", 1, _decompose),
-        Step("ranks", 1, _ranks),
+        Step("ranks", 1, _ranks, decides=True),
         Step("factorize", 1, _factorize),
         Step("score", 1, _score),
-        Step("select", 1, _select),
+        Step("select", 1, _select, decides=True),
         Step("rebuild", 1, _rebuild),
         Step("finetune", 1, _finetune),
         Step("export", 1, _export),

@@ -45,7 +45,10 @@ def record(
     calls = _needed(program, wanted)
     samplers = [Sampler(layer, len(images), rows, moment_rows, max_rows_bytes, seed) for layer in layers]
     kept: list[list[Array]] = [[] for _ in layers]
-    totals = [_empty_moments(layer) if _enough(layer, sampler) else None for layer, sampler in zip(layers, samplers, strict=True)]
+    totals = [
+        _empty_moments(layer) if _enough(layer, sampler) else None
+        for layer, sampler in zip(layers, samplers, strict=True)
+    ]
     counts = [0] * len(layers)
 
     @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]

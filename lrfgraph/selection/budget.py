@@ -71,7 +71,10 @@ def front(problem: Problem, points: int, by: str = "parameters") -> list[Decisio
     least = whole + sum(float(o.costs[:, axis].min() - o.costs[0, axis]) for o in table)
     shares = np.geomspace(max(least / whole * 1.0001, 1e-6), 0.95, points)
     limits: dict[str, float] = {}
-    return [solve(problem, **({"params": s, "macs": None} if axis == 0 else {"params": None, "macs": s}), **limits) for s in shares]
+    return [
+        solve(problem, **({"params": s, "macs": None} if axis == 0 else {"params": None, "macs": s}), **limits)
+        for s in shares
+    ]
 
 
 def _undominated(layer: LayerChoices) -> _Options:
@@ -162,6 +165,8 @@ def _fill(table: list[_Options], picks: NDArray[np.intp], room: Array) -> NDArra
 
 def _choice(options: _Options, pick: int) -> Choice:
     if pick == 0:
-        reason = options.layer.kept or ("kept within the budget" if options.layer.candidates else "no candidate is cheaper than the layer")
+        reason = options.layer.kept or (
+            "kept within the budget" if options.layer.candidates else "no candidate is cheaper than the layer"
+        )
         return Choice(options.layer.name, None, reason)
     return Choice(options.layer.name, options.layer.candidates[pick - 1])

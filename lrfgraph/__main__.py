@@ -1,0 +1,3 @@
+from lrfgraph.cli import main
+
+main()

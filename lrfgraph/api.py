@@ -1,0 +1,338 @@
+"""compress() and plan(): what the command line calls, and what a Python program can call."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lrfgraph import pipeline
+from lrfgraph.engine.events import Event
+from lrfgraph.engine.execute import execute, healing
+from lrfgraph.engine.nodes import Node, Ref
+from lrfgraph.engine.resolve import Resolution, resolve
+from lrfgraph.engine.store import Store
+from lrfgraph.engine.workers import Workers, workers_for
+from lrfgraph.errors import DataError, ModelError
+from lrfgraph.methods import METHODS
+from lrfgraph.network.layers import LayerSpec
+from lrfgraph.pipeline import Network
+from lrfgraph.recipe import Recipe
+from lrfgraph.selection import POLICIES
+from lrfgraph.similarity import METRICS
+from lrfgraph.steps import STEPS
+
+__all__ = ["Outcome", "Walk", "compress", "plan"]
+
+CHANCE_ERRORS = 3.0
+"""Standard errors above chance that a baseline must be, else its preprocessing is taken to be wrong."""
+
+MOST_CALIBRATION = 8192
+
+
+class Stopped(Exception):  # noqa: N818 - control flow, not an error
+    """The stage named by ``run.until`` is done; `refs` are its results."""
+
+    def __init__(self, refs: dict[str, Ref]) -> None:
+        super().__init__()
+        self.refs = refs
+
+
+class Unplanned(Exception):  # noqa: N818 - control flow, not an error
+    """A plan has come to a decision that is not made yet; what follows depends on it."""
+
+
+@dataclass
+class Walk:
+    """One walk along the graph: carries out each stage, or (``dry``) only looks up what is there.
+
+    run, reused : nodes by kind.  seconds : wall time by stage.  resolutions : every stage as it was found.
+    """
+
+    recipe: Recipe
+    store: Store
+    on_event: Callable[[Event], None] | None = None
+    dry: bool = False
+    workers: Workers | None = None
+    run: Counter[str] = field(default_factory=Counter)
+    reused: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
+    resolutions: list[Resolution] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def stage(self, name: str, nodes: Sequence[Node], optional: bool = False) -> dict[str, Ref]:
+        """Carry out one stage and return its results; raises Stopped after the kind in ``run.until``.
+
+        optional : the stage is not the place to stop at, whatever kinds it has.
+        """
+        until = self.recipe.run.until
+        last = not optional and until in {node.step for node in nodes}
+        targets = [node.name for node in nodes if node.step == until] if last else None
+        started = time.perf_counter()
+        if self.dry:
+            refs = self._look(nodes, targets)
+        else:
+            refs = execute(
+                nodes,
+                STEPS,
+                self.store,
+                targets=targets,
+                on=self.workers,
+                max_cache=self.recipe.run.max_cache,
+                on_event=self._note,
+            )
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+        if last:
+            raise Stopped(refs)
+        return refs
+
+    def _look(self, nodes: Sequence[Node], targets: Sequence[str] | None) -> dict[str, Ref]:
+        resolution = resolve(nodes, STEPS, self.store)
+        self.resolutions.append(resolution)
+        needed = resolution.needed(targets)
+        for found in needed:
+            (self.reused if found.cached else self.run)[found.node.step] += 1
+        return {found.node.name: found.ref for found in needed}
+
+    def _note(self, event: Event) -> None:
+        if event.kind == "finished":
+            self.run[event.step] += 1
+        elif event.kind in ("reused", "waited"):
+            self.reused[event.step] += 1
+        elif event.kind == "discarded":
+            self.warnings.append(f"{event.node}: damaged in the cache ({event.message}); computed again")
+        if self.on_event:
+            self.on_event(event)
+
+    def data(self, ref: Ref) -> dict[str, Any]:
+        """Return what a result says; raises Unplanned on a dry walk that comes to one not made yet."""
+        if self.dry and not self.store.has(ref.key):
+            raise Unplanned(ref.key)
+        return self.store.open(ref).data
+
+
+@dataclass
+class Outcome:
+    """What a run came to; `report` writes it out.
+
+    models : entries by stage name (``factorized``, ``repaired``, ``finetuned``).  accuracy : by stage and split.
+    exported : entry with the two files.
+    """
+
+    network: Network
+    walk: Walk
+    decision: dict[str, Any] | None = None
+    measured: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    exported: Ref | None = None
+    history: list[dict[str, Any]] | None = None
+    notes: list[str] = field(default_factory=list)
+    stopped: bool = False
+
+
+def compress(
+    model: str | Path,
+    recipe: Recipe | None = None,
+    *,
+    base: str | Path = ".",
+    on_event: Callable[[Event], None] | None = None,
+    on_baseline: Callable[[Outcome], None] | None = None,
+) -> Outcome:
+    """Compress a model file by the recipe; everything is kept in the recipe's cache.
+
+    base : folder that relative paths of the recipe's data start from.  on_baseline : called once the original is
+    measured.  Raises LrfError for whatever the user can mend.
+    """
+    recipe = recipe or Recipe()
+    check(recipe)
+    store = Store(Path(recipe.run.cache))
+    options = recipe.run
+    workers = workers_for(options.threads, options.workers, options.scheduler)
+    try:
+        walk = Walk(recipe, store, on_event, workers=workers)
+        return healing(store, lambda: _walk(walk, Path(model), Path(base), on_baseline), walk._note)
+    finally:
+        workers.close()
+
+
+def plan(model: str | Path, recipe: Recipe | None = None, *, base: str | Path = ".") -> tuple[Walk, bool]:
+    """Look up what `compress` would run and reuse; nothing is computed or written.
+
+    Returns the walk and whether it came to the end (a decision that is not made yet hides what follows it).
+    """
+    recipe = recipe or Recipe()
+    check(recipe)
+    walk = Walk(recipe, Store(Path(recipe.run.cache)), dry=True)
+    try:
+        _walk(walk, Path(model), Path(base), None)
+    except Unplanned:
+        return walk, False
+    return walk, True
+
+
+def check(recipe: Recipe) -> None:
+    """Check the options whose choices are the entries of a table."""
+    tables = {
+        "explore.methods": tuple(METHODS),
+        "similarity.metric": tuple(METRICS),
+        "select.policy": tuple(POLICIES),
+        "run.until": tuple(STEPS),
+    }
+    pipeline.check_names(recipe, tables)
+
+
+def _walk(walk: Walk, model: Path, base: Path, on_baseline: Callable[[Outcome], None] | None) -> Outcome:
+    walk.run.clear(), walk.reused.clear()
+    outcome = Outcome(_describe(walk, model), walk)
+    try:
+        outcome.network = _images(walk, outcome, base)
+        _baseline(walk, outcome)
+        if on_baseline:
+            on_baseline(outcome)
+        if not any(True for _ in outcome.network.factorizable()):
+            raise ModelError(_nothing_to_do(outcome.network))
+        refs = _explore(walk, outcome.network)
+        choices = _choose(walk, outcome, refs)
+        _finish(walk, outcome, choices, refs)
+    except Stopped:
+        outcome.stopped = True
+    return outcome
+
+
+def _describe(walk: Walk, model: Path) -> Network:
+    from lrfgraph.network.reading import model_digest
+
+    recipe = walk.recipe
+    architecture = recipe.model.architecture
+    beside = model_digest(Path(architecture)) if architecture else None
+    node = pipeline.describe_node(str(model), model_digest(model), recipe, beside)
+    ref = walk.stage("describe", [node], optional=True)[node.name]
+    said = walk.data(ref)
+    layers = tuple(LayerSpec.from_json(layer) for layer in said["layers"])
+    output = said["structure"]["output"]
+    task = "regression" if output == "values" else "classification"
+    return Network(ref, layers, said["network"], said["parameters"], said["macs"], output, task, recipe)
+
+
+def _images(walk: Walk, outcome: Outcome, base: Path) -> Network:
+    """Find and divide the images; without any, the run is data-free and says so."""
+    from dataclasses import replace
+
+    from lrfgraph.data import source_digest
+
+    network, recipe = outcome.network, walk.recipe
+    if recipe.data.source is None:
+        outcome.notes.append(
+            "no images given: similarities are those of the weights, no accuracy was measured, nothing was fine-tuned; "
+            "give images with --data FILE.npz, --data FOLDER or --data package.module:function"
+        )
+        return network
+    said = walk.data(network.model)["structure"]
+    if len(said["inputs"]) != 1 or len(said["outputs"]) != 1:
+        raise DataError(
+            f"the model has {len(said['inputs'])} inputs and {len(said['outputs'])} outputs; images can be given for "
+            "one of each, run it without --data"
+        )
+    facts = {f"{end}_shape": said["shapes"][str(said[f"{end}s"][0])][1:] for end in ("input", "output")}
+    source = source_digest(recipe.data, base)
+    node = pipeline.data_node(source, facts, recipe, _calibration(network), str(base.resolve()))
+    ref = walk.stage("data", [node], optional=True)[node.name]
+    found = walk.data(ref)
+    outcome.notes.extend(found["notes"])
+    return replace(network, data=ref, images=found["identities"], where=node.where, task=found["task"])
+
+
+def _calibration(network: Network) -> int:
+    """As many images as asked, or four times the widest dense layer: that one has a single row an image."""
+    wide = [
+        layer.width for _, layer in network.factorizable() if layer.kind == "dense" and len(layer.input_shapes[0]) == 1
+    ]
+    asked = network.recipe.data.calibration
+    return max(asked, min(4 * max(wide, default=0), MOST_CALIBRATION))
+
+
+def _baseline(walk: Walk, outcome: Outcome) -> None:
+    """Measure the original first; at chance level nothing that follows would mean anything."""
+    network = outcome.network
+    if network.data is None:
+        return
+    original = Ref(network.digest, network.model.key)
+    nodes = [pipeline.evaluate_node(network, "baseline", original, "validation")]
+    refs = walk.stage("baseline", nodes, optional=True)
+    found = walk.data(network.data)
+    measured = walk.data(refs[nodes[0].name])
+    outcome.measured["baseline"] = {"validation": measured}
+    chance = found["chance"]
+    if chance is not None and not network.recipe.data.allow_chance:
+        limit = chance + CHANCE_ERRORS * measured["accuracy_se"]
+        if measured["accuracy"] <= limit and chance < 0.9:
+            raise DataError(_at_chance(walk, outcome, measured, chance))
+
+
+def _at_chance(walk: Walk, outcome: Outcome, measured: Mapping[str, Any], chance: float) -> str:
+    from lrfgraph.steps import try_preprocessings
+
+    tried = try_preprocessings(
+        walk.store.open(outcome.network.model), walk.store.open(outcome.network.data), outcome.network.where
+    )
+    said = ", ".join(f"{name}: {accuracy:.1%}" for name, accuracy in tried.items())
+    return (
+        f"the model is at chance level on the validation images ({measured['accuracy']:.1%}, always answering one class gives "
+        f"{chance:.1%}): the preprocessing is probably wrong; tried {said}; set it with --scale, --mean, --std, --channels, "
+        "or go on with --set data.allow_chance=true"
+    )
+
+
+def _nothing_to_do(network: Network) -> str:
+    reasons = dict.fromkeys(pipeline.kept_reason(layer, network.recipe) for layer in network.layers if layer.kind)
+    said = "; ".join(reasons) or "it has no convolution and no dense layer"
+    return f"no layer of the model can be factorized: {said}; nothing to compress"
+
+
+def _explore(walk: Walk, network: Network) -> dict[str, Ref]:
+    """Everything up to the scores."""
+    nodes = pipeline.explore_nodes(network)
+    refs = walk.stage("explore", nodes)
+    ranks = {
+        (index, method): walk.data(refs[f"{layer.name}/{method}/ranks"])["ranks"]
+        for index, layer in network.factorizable()
+        for method in pipeline.methods_of(layer, network.recipe)
+    }
+    return refs | walk.stage("candidates", pipeline.candidate_nodes(network, refs, ranks))
+
+
+def _choose(walk: Walk, outcome: Outcome, refs: dict[str, Ref]) -> list[tuple[str, str, str]]:
+    scores = {}
+    for name, ref in refs.items():
+        if name.endswith("/score"):
+            layer, method, rank, _ = name.rsplit("/", 3)
+            scores[f"{layer}|{method}|{rank}"] = ref
+    node = pipeline.select_node(outcome.network, scores)
+    try:
+        ref = walk.stage("select", [node])[node.name]
+    except Stopped as stopped:
+        outcome.decision = walk.data(stopped.refs[node.name])
+        raise
+    outcome.decision = walk.data(ref)
+    return [(c["layer"], c["method"], c["rank"]) for c in outcome.decision["choices"] if c["method"]]
+
+
+def _finish(walk: Walk, outcome: Outcome, choices: list[tuple[str, str, str]], refs: Mapping[str, Ref]) -> None:
+    """Rebuild, fine-tune, write out, and only now touch the test images."""
+    network = outcome.network
+    nodes = pipeline.finish_nodes(network, choices, refs)
+    made = walk.stage("finish", nodes)
+    outcome.exported = made["export"]
+    stages = {"baseline": Ref(network.digest, network.model.key), "factorized": made["rebuild"]}
+    if "finetune" in made:
+        stages["finetuned"] = made["finetune"]
+        outcome.history = walk.data(made["finetune"])["history"]
+    if network.data is None:
+        return
+    parts = [part for part in ("validation", "test") if part in network.images]
+    nodes = [pipeline.evaluate_node(network, name, ref, part) for name, ref in stages.items() for part in parts]
+    measured = walk.stage("evaluate", nodes)
+    for name in stages:
+        outcome.measured[name] = {part: walk.data(measured[f"{name}/{part}/evaluate"]) for part in parts}

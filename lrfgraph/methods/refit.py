@@ -1,0 +1,172 @@
+"""Refit a chain of pieces to moments: the solver behind repair (METHODS §5.6).
+
+Given G = E[x xᵀ] of what the layer really receives and C = E[x tᵀ] of what it should answer, minimise
+tr(ŴᵀGŴ) − 2·tr(ŴᵀC) + λ‖Ŵ − Ŵ₀‖² over all factors of Ŵ at once. One solve costs the same for one million rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lrfgraph.network.layers import Array, LayerSpec
+from lrfgraph.network.pieces import Piece, compose
+
+__all__ = ["balance", "gradients", "refit"]
+
+
+def refit(
+    layer: LayerSpec,
+    pieces: Sequence[Piece],
+    weights: Sequence[Array],
+    moments: Array,
+    cross: Array,
+    ridge: float,
+    steps: int,
+    anchor: Array | None = None,
+) -> list[Array]:
+    """Return new weights of the chain.
+
+    Parameters
+    ----------
+    weights : where to start; also Ŵ₀ unless `anchor` (groups, width, outputs) is given.
+    moments, cross : (groups, width, width) and (groups, width, outputs), centred where a bias is refitted apart.
+    ridge : λ in parts of the mean diagonal of `moments`.
+
+    A chain of two matrices has its optimum in closed form (reduced-rank regression); others take `steps` of
+    L-BFGS from balanced factors.
+    """
+    start = [np.asarray(w, dtype=np.float64) for w in weights]
+    anchor = layer.matrix(compose(pieces, start)) if anchor is None else anchor
+    scale = np.trace(moments, axis1=1, axis2=2)[:, None, None] / moments.shape[-1]
+    penalty = ridge * np.maximum(scale, 1e-30)
+    g = moments + penalty * np.eye(moments.shape[-1])
+    c = cross + penalty * anchor
+    if _is_matrix_pair(layer, pieces):
+        return _reduced_rank(pieces, g, c)
+    return _descend(layer, pieces, balance(start), g, c, steps)
+
+
+def _is_matrix_pair(layer: LayerSpec, pieces: Sequence[Piece]) -> bool:
+    """Whether the chain is (width × r)(r × outputs) in the layer's own matrix view."""
+    if len(pieces) != 2 or any(p.form != "mix" for p in pieces):
+        return False
+    rank = pieces[0].shape[-1]
+    rows = int(np.prod(pieces[0].shape[1:-1]))
+    return rows == layer.width and pieces[1].parameters == layer.groups * rank * layer.outputs
+
+
+def _reduced_rank(pieces: Sequence[Piece], g: Array, c: Array) -> list[Array]:
+    """Least squares, then the leading directions of its outputs: the optimum among all matrices of this rank."""
+    rank = pieces[0].shape[-1]
+    free = np.stack([_solve(a, b) for a, b in zip(g, c, strict=True)])
+    _, vectors = np.linalg.eigh(free.swapaxes(1, 2) @ g @ free)
+    leading = vectors[:, :, ::-1][:, :, :rank]
+    made = [(free @ leading).reshape(pieces[0].shape), leading.swapaxes(1, 2).reshape(pieces[1].shape)]
+    return balance(made)
+
+
+def _solve(a: Array, b: Array) -> Array:
+    from scipy.linalg import LinAlgError, cho_factor, cho_solve
+
+    try:
+        return np.asarray(cho_solve(cho_factor(a), b))
+    except LinAlgError:
+        return np.asarray(np.linalg.lstsq(a, b, rcond=1e-10)[0])
+
+
+def _descend(
+    layer: LayerSpec, pieces: Sequence[Piece], start: list[Array], g: Array, c: Array, steps: int
+) -> list[Array]:
+    from scipy.optimize import minimize
+
+    sizes = np.cumsum([0, *(w.size for w in start)])
+    unit = 1.0 / max(float(np.sum(c * layer.matrix(compose(pieces, start)))), 1e-30)
+
+    def split(theta: Array) -> list[Array]:
+        return [theta[a:b].reshape(w.shape) for a, b, w in zip(sizes, sizes[1:], start, strict=False)]
+
+    def objective(theta: Array) -> tuple[float, Array]:
+        weights = split(theta)
+        w = layer.matrix(compose(pieces, weights))
+        gw = g @ w
+        value = float(np.sum(w * (gw - 2 * c)))
+        slope = gradients(layer, pieces, weights, 2 * (gw - c))
+        return unit * value, unit * np.concatenate([d.ravel() for d in slope])
+
+    options = {"maxiter": steps, "maxcor": 20, "ftol": 1e-12, "gtol": 1e-10}
+    found = minimize(
+        objective, np.concatenate([w.ravel() for w in start]), jac=True, method="L-BFGS-B", options=options
+    )
+    return balance(split(found.x))
+
+
+def gradients(layer: LayerSpec, pieces: Sequence[Piece], weights: Sequence[Array], slope: Array) -> list[Array]:
+    """Pull the gradient with respect to the layer's matrix, (groups, width, columns), back to every piece."""
+    if pieces[0].form == "core":
+        return _core_gradients(weights, slope[0])
+    partial = [weights[0]]
+    for piece, weight in zip(pieces[1:-1], weights[1:-1], strict=True):
+        partial.append(partial[-1] * weight[..., None, :] if piece.form == "channelwise" else partial[-1] @ weight)
+    flow = _as_kernel(layer, slope)
+    found: list[Array] = []
+    for piece, weight, before in zip(pieces[:0:-1], weights[:0:-1], partial[::-1], strict=True):
+        if piece.form == "channelwise":
+            found.append(_fold((before * flow).sum(-2), weight.shape))
+            flow = _fold(flow * weight[..., None, :], before.shape)
+        else:
+            found.append(_fold(before.swapaxes(-1, -2) @ flow, weight.shape))
+            flow = _fold(flow @ weight.swapaxes(-1, -2), before.shape)
+    return [flow, *found[::-1]]
+
+
+def _as_kernel(layer: LayerSpec, matrix: Array) -> Array:
+    """Undo `LayerSpec.matrix`."""
+    if layer.rows == "patch" or layer.positions == 1:
+        return matrix.reshape(layer.kernel)
+    split = matrix.reshape(layer.groups, layer.inputs, layer.positions, layer.outputs)
+    return np.moveaxis(split, 1, 2).reshape(layer.kernel)
+
+
+def _fold(array: Array, shape: tuple[int, ...]) -> Array:
+    """Sum over the axes along which `shape` was broadcast."""
+    axes = tuple(i for i, (a, b) in enumerate(zip(array.shape, shape, strict=True)) if a != b)
+    return array.sum(axis=axes, keepdims=True) if axes else array
+
+
+def _core_gradients(cores: Sequence[Array], slope: Array) -> list[Array]:
+    """The same for a TT-matrix: contract the slope with all cores but one."""
+    rows, columns = [core.shape[1] for core in cores], [core.shape[2] for core in cores]
+    tensor = slope.reshape(*rows, *columns)
+    d = len(cores)
+    letters = "abcdefgh"
+    whole = letters[:d] + letters[:d].upper()
+    bonds = "tuvwxyz"
+    terms = [f"{bonds[k]}{letters[k]}{letters[k].upper()}{bonds[k + 1]}" for k in range(d)]
+    found = []
+    for k in range(d):
+        others = [terms[j] for j in range(d) if j != k]
+        found.append(
+            np.einsum(
+                ",".join([whole, *others]) + "->" + _kept(terms[k], k, d),
+                tensor,
+                *(c for j, c in enumerate(cores) if j != k),
+                optimize=True,
+            )
+        )
+    return [f.reshape(core.shape) for f, core in zip(found, cores, strict=True)]
+
+
+def _kept(term: str, k: int, d: int) -> str:
+    # The outer bonds have extent 1 and appear in one core alone: they are dropped and put back by a reshape.
+    return term[1 if k == 0 else 0 : len(term) - (1 if k == d - 1 else 0)]
+
+
+def balance(weights: Sequence[Array]) -> list[Array]:
+    """Scale the pieces to equal Frobenius norms without changing their product."""
+    norms = np.array([np.linalg.norm(w) for w in weights])
+    if not np.all(norms > 0):
+        return list(weights)
+    common = float(np.exp(np.log(norms).mean()))
+    return [w * (common / n) for w, n in zip(weights, norms, strict=True)]

@@ -1,0 +1,429 @@
+"""Repair: refit every replaced layer to what the original network does, in order, on what it now receives.
+
+Two streams of activations walk through the network side by side, the original's and the compressed one's. At a
+replaced layer the factors and the bias are solved for so that, from the compressed stream's inputs, the layer
+gives the original stream's outputs, corrected for what the other input of a residual addition already got wrong,
+and only where a ReLU lets it through. No labels, no gradients of the loss (METHODS §5.6–5.8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lrfgraph.network.curvature import linear_output
+from lrfgraph.network.layers import Array, LayerSpec, native
+from lrfgraph.network.pieces import Piece, compose
+from lrfgraph.network.program import Call, Program, flatten, run
+from lrfgraph.network.recording import layer_input
+from lrfgraph.network.rows import Sampler, cut, grouped
+
+__all__ = ["Refitted", "Replaced", "repair"]
+
+BATCH = 256
+HELD_OUT = 8
+"""Every eighth image judges a refit and takes no part in it."""
+
+Solver = Callable[[LayerSpec, Sequence[Piece], Sequence[Array], Array, Array, float], list[Array]]
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A layer that is replaced by a chain; `bias` is set where it was refitted before (a cached prefix)."""
+
+    layer: LayerSpec
+    pieces: tuple[Piece, ...]
+    weights: tuple[Array, ...]
+    bias: Array | None = None
+    done: bool = False
+
+
+@dataclass(frozen=True)
+class Refitted:
+    """New weights and bias (``None``: the layer has none); held-out error after the activation, relative,
+    before and after; `kept` where no refit lowered it."""
+
+    weights: tuple[Array, ...]
+    bias: Array | None
+    before: float
+    after: float
+    kept: bool
+
+
+@dataclass(frozen=True)
+class _Tail:
+    """A layer's own bias and what follows it: a folded BatchNorm (scale, and shift with the bias in it), an addition
+    whose other input is at hand, the interval that a ReLU lets through."""
+
+    bias: Array
+    scale: Array
+    shift: Array
+    shortcut: int | None
+    rectified: tuple[float, float] | None
+
+
+def repair(
+    model: Any,
+    replaced: Mapping[str, Replaced],
+    images: Array,
+    solve: Solver,
+    rows: int = 65536,
+    rounds: int = 2,
+    ridge: float = 1e-3,
+    seed: int = 0,
+    max_memory: int | None = None,
+    scratch: Callable[[], Path] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> dict[str, Refitted]:
+    """Walk both streams of `images` through `model` and refit every layer of `replaced`, in program order."""
+    program = flatten(model)
+    last = max(call.index for call in program.calls if call.path in replaced)
+    uses = program.last_use()
+    space = _Space(max_memory, scratch)
+    streams: dict[int, tuple[Array, Array]] = {program.inputs[0]: (images, images)}
+    found: dict[str, Refitted] = {}
+    total = sum(not r.done for r in replaced.values())
+    for call in program.calls[: last + 1]:
+        plan = replaced.get(call.path)
+        if plan is None:
+            _advance(program, call, streams, space)
+        else:
+            if call.path not in found:
+                found[call.path] = (
+                    _known(plan)
+                    if plan.done
+                    else _refit(program, call, plan, streams, solve, rows, rounds, ridge, seed)
+                )
+                if progress and not plan.done:
+                    progress(sum(not replaced[n].done for n in found), total, call.path)
+            _advance(program, call, streams, space, _kernel(plan, found[call.path]), found[call.path].bias)
+        for slot in [s for s in streams if uses.get(s, -1) <= call.index]:
+            del streams[slot]
+    return found
+
+
+def _known(plan: Replaced) -> Refitted:
+    return Refitted(plan.weights, plan.bias, 0.0, 0.0, False)
+
+
+def _kernel(plan: Replaced, refitted: Refitted) -> Array:
+    kernel = compose(plan.pieces, [np.asarray(w, np.float64) for w in refitted.weights])
+    kernel = kernel.reshape(plan.layer.kernel)
+    return native(plan.layer.family, kernel).astype(np.float32)
+
+
+class _Space:
+    """Where live activations are kept: in memory while they fit, in files after that."""
+
+    def __init__(self, limit: int | None, scratch: Callable[[], Path] | None) -> None:
+        self.limit, self.scratch, self.count, self.used = limit, scratch, 0, 0
+
+    def take(self, shape: tuple[int, ...]) -> Array:
+        size = 4 * int(np.prod(shape))
+        if self.limit is not None and self.scratch is not None and size * 4 > self.limit:
+            self.count += 1
+            path = self.scratch() / f"stream-{self.count}.raw"
+            mapped = np.memmap(path, dtype=np.float32, mode="w+", shape=shape)
+            path.unlink()  # the mapping lives on; nothing is left behind whatever happens
+            return mapped
+        return np.empty(shape, np.float32)
+
+
+def _advance(
+    program: Program,
+    call: Call,
+    streams: dict[int, tuple[Array, Array]],
+    space: _Space,
+    kernel: Array | None = None,
+    bias: Array | None = None,
+) -> None:
+    """Compute a call's outputs in both streams; once where they have not parted yet."""
+    same = all(streams[s][0] is streams[s][1] for s in call.inputs) and kernel is None
+    original = _outputs(program, call, streams, 0, space)
+    compressed = original if same else _outputs(program, call, streams, 1, space, kernel, bias)
+    streams.update((slot, (a, b)) for slot, a, b in zip(call.outputs, original, compressed, strict=True))
+
+
+def _outputs(
+    program: Program,
+    call: Call,
+    streams: Mapping[int, tuple[Array, Array]],
+    which: int,
+    space: _Space,
+    kernel: Array | None = None,
+    bias: Array | None = None,
+) -> list[Array]:
+    made: list[Array] = []
+    count = len(next(iter(streams.values()))[0])
+    kept = _swap(call.operation, kernel, bias)
+    for start in range(0, count, BATCH):
+        values = {slot: streams[slot][which][start : start + BATCH] for slot in call.inputs}
+        run(program, values, calls=[call])
+        for number, slot in enumerate(call.outputs):
+            out = np.asarray(values[slot])
+            if bias is not None and call.operation.bias is None:
+                out = out + bias  # taken up by the BatchNorm that follows when the model is rebuilt
+            if start == 0:
+                made.append(space.take((count, *out.shape[1:])))
+            made[number][start : start + BATCH] = out
+    _swap(call.operation, *kept)
+    return made
+
+
+def _swap(operation: Any, kernel: Array | None, bias: Array | None) -> tuple[Array | None, Array | None]:
+    """Put another kernel and bias into a layer, whose outputs are then those of the chain; return the old ones."""
+    if kernel is None:
+        return None, None
+    variable = _kernel_variable(operation)
+    old = np.asarray(variable), (np.asarray(operation.bias) if operation.bias is not None else None)
+    variable.assign(kernel)
+    if bias is not None and operation.bias is not None:
+        operation.bias.assign(bias)
+    return old
+
+
+def _kernel_variable(operation: Any) -> Any:
+    for name in ("pointwise_kernel", "depthwise_kernel"):
+        if hasattr(operation, name) and not (name == "depthwise_kernel" and hasattr(operation, "pointwise_kernel")):
+            return getattr(operation, name)
+    return operation.kernel
+
+
+# One layer ----------------------------------------------------------------------------------------------------------
+
+
+def _refit(
+    program: Program,
+    call: Call,
+    plan: Replaced,
+    streams: Mapping[int, tuple[Array, Array]],
+    solve: Solver,
+    rows: int,
+    rounds: int,
+    ridge: float,
+    seed: int,
+) -> Refitted:
+    layer, tail = plan.layer, _tail(program, call, plan, streams)
+    if layer.family == "transposed" or layer.data_format == "channels_first":
+        return Refitted(plan.weights, None, 0.0, 0.0, True)  # outputs overlap: no row has a target of its own
+    x, target, shortcut = _sample(call, layer, tail, streams, rows, seed)
+    held = (np.arange(x.shape[1]) % HELD_OUT) == HELD_OUT - 1
+    problem = _Fit(layer, plan, tail, x, target, shortcut, held, _has_bias(call, layer), solve)
+    return problem.best(rounds, ridge)
+
+
+def _has_bias(call: Call, layer: LayerSpec) -> bool:
+    return layer.bias or bool(layer.batchnorm)
+
+
+class _Fit:
+    """The refit of one layer in folded space: BatchNorm's scale is part of the last factor, its shift of the bias."""
+
+    def __init__(
+        self,
+        layer: LayerSpec,
+        plan: Replaced,
+        tail: _Tail,
+        x: Array,
+        target: Array,
+        shortcut: Array | float,
+        held: Array,
+        free_bias: bool,
+        solve: Solver,
+    ) -> None:
+        self.layer, self.plan, self.tail, self.solve, self.free_bias = layer, plan, tail, solve, free_bias
+        self.x, self.target, self.shortcut, self.held = x, target, shortcut, held
+        fitted = x[:, ~held]
+        self.mean = (
+            fitted.mean(axis=1, keepdims=True, dtype=np.float64) if free_bias else np.zeros((x.shape[0], 1, x.shape[2]))
+        )
+        count = fitted.shape[1]
+        self.moments = (fitted.swapaxes(1, 2) @ fitted).astype(np.float64) / count - self.mean.swapaxes(
+            1, 2
+        ) @ self.mean
+        self.fitted = fitted
+
+    def best(self, rounds: int, ridge: float) -> Refitted:
+        """Solve, then solve again with what the ReLU hides left out; keep whatever does best on the held-out rows."""
+        first = _scaled(self.plan, self.tail.scale)
+        bias = self._bias(first, self.target)
+        start = self._unrepaired_bias()
+        tried = [(self._error(first, start), first, start), (self._error(first, bias), first, bias)]
+        for strength in self._ridges(ridge):
+            weights, target = first, self.target
+            for _ in range(rounds + 1 if self.tail.rectified else 1):
+                weights = self.solve(self.layer, self.plan.pieces, weights, self.moments, self._cross(target), strength)
+                bias = self._bias(weights, target)
+                tried.append((self._error(weights, bias), weights, bias))
+                target = self._let_through(weights, bias)
+        error, weights, bias = min(tried, key=lambda item: item[0])
+        kept = weights is first and bias is start
+        return Refitted(
+            tuple(w.astype(np.float32) for w in _unscaled(self.plan, weights, self.tail.scale)),
+            self._unfold(bias) if self.free_bias else None,
+            tried[0][0],
+            error,
+            kept,
+        )
+
+    def _ridges(self, ridge: float) -> list[float]:
+        few = self.fitted.shape[1] < 8 * self.layer.width
+        return [ridge, 10 * ridge, 100 * ridge] if few else [ridge]
+
+    def _matrix(self, weights: Sequence[Array]) -> Array:
+        return self.layer.matrix(compose(self.plan.pieces, list(weights)))
+
+    def _cross(self, target: Array) -> Array:
+        fitted = target[:, ~self.held]
+        centre = (
+            fitted.mean(axis=1, keepdims=True, dtype=np.float64)
+            if self.free_bias
+            else np.zeros((fitted.shape[0], 1, fitted.shape[2]))
+        )
+        return (self.fitted.swapaxes(1, 2) @ fitted).astype(np.float64) / fitted.shape[1] - self.mean.swapaxes(
+            1, 2
+        ) @ centre
+
+    def _bias(self, weights: Sequence[Array], target: Array) -> Array:
+        """Folded bias (groups, 1, outputs); zero where the layer has none to give."""
+        if not self.free_bias:
+            return self.tail.shift
+        centre = target[:, ~self.held].mean(axis=1, keepdims=True, dtype=np.float64)
+        return np.asarray(centre - self.mean @ self._matrix(weights))
+
+    def _unrepaired_bias(self) -> Array:
+        return self.tail.shift
+
+    def _unfold(self, bias: Array) -> Array:
+        """Take BatchNorm's own shift out again: what is left is the bias before it."""
+        moved = (bias - self.tail.shift) / np.where(self.tail.scale == 0, 1.0, self.tail.scale)
+        return (self.tail.bias + np.where(self.tail.scale == 0, 0.0, moved).reshape(-1)).astype(np.float32)
+
+    def _made(self, weights: Sequence[Array], bias: Array) -> Array:
+        return self.x @ self._matrix(weights).astype(np.float32) + bias.astype(np.float32)
+
+    def _error(self, weights: Sequence[Array], bias: Array) -> float:
+        """Relative squared error on held-out rows, after the addition and the activation."""
+        made = self.x[:, self.held] @ self._matrix(weights).astype(np.float32) + bias.astype(np.float32)
+        shortcut = self.shortcut if isinstance(self.shortcut, float) else self.shortcut[:, self.held]
+        wanted, got = self.target[:, self.held] + shortcut, made + shortcut
+        if self.tail.rectified:
+            wanted, got = np.clip(wanted, *self.tail.rectified), np.clip(got, *self.tail.rectified)
+        power = float(np.sum(np.square(wanted), dtype=np.float64))
+        return float(np.sum(np.square(got - wanted), dtype=np.float64)) / max(power, 1e-30)
+
+    def _let_through(self, weights: Sequence[Array], bias: Array) -> Array:
+        """The target with what the ReLU cuts off replaced by what the layer makes there anyway, cut off too."""
+        if not self.tail.rectified:
+            return self.target
+        low, high = self.tail.rectified
+        made, wanted = self._made(weights, bias) + self.shortcut, self.target + self.shortcut
+        relaxed = np.where(wanted <= low, np.minimum(made, low), wanted)
+        if np.isfinite(high):
+            relaxed = np.where(wanted >= high, np.maximum(made, high), relaxed)
+        return np.asarray(relaxed - self.shortcut)
+
+
+def _scaled(plan: Replaced, scale: Array) -> list[Array]:
+    weights = [np.asarray(w, dtype=np.float64) for w in plan.weights]
+    return weights if plan.pieces[-1].form == "core" else [*weights[:-1], _times(weights[-1], scale)]
+
+
+def _unscaled(plan: Replaced, weights: Sequence[Array], scale: Array) -> list[Array]:
+    if plan.pieces[-1].form == "core":
+        return list(weights)
+    return [*weights[:-1], _times(weights[-1], 1.0 / np.where(scale == 0, 1.0, scale))]
+
+
+def _times(weight: Array, scale: Array) -> Array:
+    return weight * scale.reshape(scale.shape[0], *[1] * (weight.ndim - 2), scale.shape[-1])
+
+
+def _tail(program: Program, call: Call, plan: Replaced, streams: Mapping[int, tuple[Array, Array]]) -> _Tail:
+    """Follow the layer's output through BatchNorm and addition to the activation, as far as it goes alone."""
+    layer = plan.layer
+    shape = (layer.groups, 1, layer.outputs)
+    scale, shift = np.ones(shape), np.zeros(shape)
+    slot, following = call.outputs[0], _only_reader(program, call.outputs[0])
+    bias = (
+        np.asarray(call.operation.bias, np.float64)
+        if call.operation.bias is not None
+        else np.zeros(layer.groups * layer.outputs)
+    )
+    if following is not None and layer.batchnorm == following.path and plan.pieces[-1].form != "core":
+        norm = following.operation
+        gamma = np.asarray(norm.gamma, np.float64) if norm.scale else 1.0
+        beta = np.asarray(norm.beta, np.float64) if norm.center else 0.0
+        factor = gamma / np.sqrt(np.asarray(norm.moving_variance, np.float64) + norm.epsilon)
+        factor = np.broadcast_to(factor, bias.shape)
+        scale = np.where(np.abs(factor) < 1e-6 * np.abs(factor).max(), 0.0, factor).reshape(shape)
+        shift = ((bias - np.asarray(norm.moving_mean, np.float64)) * factor + beta).reshape(shape)
+        slot, following = following.outputs[0], _only_reader(program, following.outputs[0])
+    else:
+        shift = bias.reshape(shape)
+    shortcut = None
+    if (
+        layer.activation == "linear"
+        and following is not None
+        and type(following.operation).__name__ == "Add"
+        and len(following.inputs) == 2
+    ):
+        other = following.inputs[1] if following.inputs[0] == slot else following.inputs[0]
+        if other != slot and other in streams and program.shapes[other] == program.shapes[slot]:
+            shortcut, following = other, _only_reader(program, following.outputs[0])
+        else:
+            following = None
+    return _Tail(bias, scale, shift, shortcut, _rectifier(call, following))
+
+
+def _only_reader(program: Program, slot: int) -> Call | None:
+    readers = [call for call in program.calls if slot in call.inputs]
+    return readers[0] if len(readers) == 1 and slot not in program.outputs else None
+
+
+def _rectifier(call: Call, following: Call | None) -> tuple[float, float] | None:
+    """Return what interval the activation lets through, for the ReLU family, else ``None``."""
+    name = getattr(getattr(call.operation, "activation", None), "__name__", "linear")
+    if name == "linear" and following is not None:
+        operation = following.operation
+        name = getattr(getattr(operation, "activation", None), "__name__", type(operation).__name__.lower())
+        if type(operation).__name__ == "ReLU":
+            plain = operation.negative_slope == 0 and operation.threshold == 0
+            high = np.inf if operation.max_value is None else float(operation.max_value)
+            return (0.0, high) if plain else None
+    return {"relu": (0.0, np.inf), "relu6": (0.0, 6.0)}.get(name)
+
+
+def _sample(
+    call: Call, layer: LayerSpec, tail: _Tail, streams: Mapping[int, tuple[Array, Array]], rows: int, seed: int
+) -> tuple[Array, Array, Array | float]:
+    """Cut the compressed stream's rows and, at the same places, targets and shortcut: (groups, n, …) each."""
+    original, compressed = streams[call.inputs[0]]
+    count = len(original)
+    sampler = Sampler(layer, count, rows, rows, 1 << 40, seed)
+    xs, targets, shortcuts = [], [], []
+    for start in range(0, count, BATCH):
+        stop = min(start + BATCH, count)
+        image, position, _ = sampler.batch(0, start, stop)
+        seen = np.asarray(layer_input(call.operation, layer, compressed[start:stop]))
+        xs.append(grouped(layer, cut(layer, seen, image, position)).astype(np.float32))
+        linear, _ = linear_output(call.operation, (original[start:stop],), {})
+        bias = 0.0 if call.operation.bias is None else np.asarray(call.operation.bias)
+        made = _at(layer, np.asarray(linear) - bias, image, position) * tail.scale + tail.shift
+        if tail.shortcut is not None:
+            ours, theirs = (_at(layer, streams[tail.shortcut][k][start:stop], image, position) for k in (1, 0))
+            made = made + theirs - ours
+            shortcuts.append(ours)
+        targets.append(made.astype(np.float32))
+    shortcut = np.concatenate(shortcuts, axis=1) if shortcuts else 0.0
+    return np.concatenate(xs, axis=1), np.concatenate(targets, axis=1), shortcut
+
+
+def _at(layer: LayerSpec, outputs: Array, image: Array, position: Array) -> Array:
+    """Outputs at sampled places as (groups, n, outputs of the group)."""
+    flat = outputs.reshape(outputs.shape[0], -1, layer.groups, layer.outputs)
+    return np.moveaxis(flat[image, position], 1, 0)

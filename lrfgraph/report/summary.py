@@ -1,0 +1,153 @@
+"""What came out of a run, as files: summary.json, hybrid.toml, the resolved recipe, the compressed model."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lrfgraph.api import Outcome
+from lrfgraph.engine.nodes import digest
+from lrfgraph.errors import OutputError
+from lrfgraph.network.pieces import layer_cost
+from lrfgraph.pipeline import kept_reason
+
+__all__ = ["STAGES", "hybrid_toml", "prepare_folder", "summary", "write"]
+
+STAGES = ("baseline", "factorized", "repaired", "finetuned")
+
+
+def summary(outcome: Outcome, model: Path) -> dict[str, Any]:
+    """Return summary.json as other programs read it (format 1)."""
+    from lrfgraph import __version__
+
+    walk, network = outcome.walk, outcome.network
+    exported = walk.data(outcome.exported) if outcome.exported else None
+    stages = {name: _stage(outcome, name, model, exported) for name in STAGES}
+    last = next((stages[name] for name in reversed(STAGES) if stages[name]), None)
+    nodes = {"run": dict(sorted(walk.run.items())), "reused": dict(sorted(walk.reused.items()))}
+    return {
+        "format": 1,
+        "lrfgraph": __version__,
+        "run": run_name(outcome),
+        "model": {"path": str(model), "digest": network.digest},
+        "recipe": walk.recipe.to_dict(),
+        **stages,
+        "final": last if exported else None,
+        "layers": layer_rows(outcome),
+        "nodes": nodes,
+        "seconds": {name: round(value, 3) for name, value in walk.seconds.items()},
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "warnings": [*outcome.notes, *walk.warnings],
+    }
+
+
+def run_name(outcome: Outcome) -> str:
+    """Name a run by what it is: the network, the recipe and the images."""
+    recipe = {k: v for k, v in outcome.walk.recipe.to_dict().items() if k != "run"}
+    return digest(
+        [outcome.network.digest, json.dumps(recipe, default=list, sort_keys=True), dict(outcome.network.images)]
+    )[:12]
+
+
+def _stage(outcome: Outcome, name: str, model: Path, exported: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    measured = outcome.measured.get(name)
+    if name == "baseline":
+        counted = {"parameters": outcome.network.parameters, "macs": outcome.network.macs}
+        size: int | None = model.stat().st_size
+    elif exported is None or (name != "factorized" and measured is None):
+        return None
+    else:
+        counted = {key: exported[key] for key in ("parameters", "macs")}
+        sizes = exported["file_bytes"]
+        size = sizes["compressed.h5" if model.suffix in (".h5", ".hdf5") else "compressed.keras"]
+    fields = ("accuracy", "accuracy_se", "mse", "mse_se")
+    said = {
+        field: {part: (measured or {}).get(part, {}).get(field) for part in ("validation", "test")}
+        for field in fields
+        if field.startswith("accuracy") or outcome.network.task == "regression"
+    }
+    return {**counted, "file_bytes": size, **said}
+
+
+def layer_rows(outcome: Outcome) -> list[dict[str, Any]]:
+    """Every layer with a kernel: what became of it, or why it is kept."""
+    chosen = {c["layer"]: c for c in (outcome.decision or {}).get("choices", [])}
+    rows = []
+    for layer in outcome.network.layers:
+        if not layer.kind:
+            continue
+        cost, choice = layer_cost(layer), chosen.get(layer.name, {})
+        taken = choice.get("method") is not None
+        rows.append(
+            {
+                "name": layer.name,
+                "kind": layer.kind,
+                "kernel": list(layer.kernel),
+                "method": choice.get("method"),
+                "rank": [int(r) for r in choice["rank"].split("x")] if taken else [],
+                "reason": choice.get("reason") or ("" if taken else kept_reason(layer, outcome.walk.recipe)),
+                "parameters": [cost.parameters, choice["parameters"] if taken else cost.parameters],
+                "macs": [cost.macs, choice["macs"] if taken else cost.macs],
+                "similarity": choice.get("similarity", {}),
+            }
+        )
+    return rows
+
+
+def hybrid_toml(outcome: Outcome) -> str:
+    """Return the configuration as a file that can be edited and fed back with ``--configuration``."""
+    lines = [
+        '# One table per layer; set method = "keep" to leave a layer as it is.',
+        f'model = "{outcome.network.digest}"',
+    ]
+    for choice in (outcome.decision or {}).get("choices", []):
+        lines += ["", f"[layers.{json.dumps(choice['layer'], ensure_ascii=False)}]"]
+        if choice["method"]:
+            lines += [f'method = "{choice["method"]}"', f'rank = "{choice["rank"]}"']
+        else:
+            lines += [f'method = "keep"  # {choice["reason"]}']
+    return "\n".join(lines) + "\n"
+
+
+def prepare_folder(path: Path) -> Path:
+    """Make sure that results can be written before any work is done; raises OutputError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"output folder {path} cannot be written ({error.strerror}); choose another with --out"
+        ) from None
+    return path
+
+
+def write(outcome: Outcome, folder: Path, said: Mapping[str, Any]) -> None:
+    """Write all results into `folder`; each file is replaced whole."""
+    texts = {
+        "summary.json": json.dumps(said, indent=1, default=list) + "\n",
+        "recipe.toml": outcome.walk.recipe.to_toml(),
+    }
+    if outcome.decision:
+        texts["hybrid.toml"] = hybrid_toml(outcome)
+    try:
+        for name, text in texts.items():
+            partial = folder / f".{name}.partial"
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, folder / name)
+        if outcome.exported:
+            entry = outcome.walk.store.open(outcome.exported)
+            for name in ("compressed.keras", "compressed.h5"):
+                partial = folder / f".{name}.partial"
+                shutil.copyfile(entry.file(name), partial)
+                os.replace(partial, folder / name)
+    except OSError as error:
+        raise OutputError(
+            f"output folder {folder} cannot be written ({error.strerror}); choose another with --out"
+        ) from None
