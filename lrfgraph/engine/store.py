@@ -180,8 +180,10 @@ class Store:
         _manifests.put(at, manifest, 6 * len(content))
         return manifest
 
-    def check_file(self, key: str, relative: str, content: NDArray[np.uint8] | None = None) -> None:
-        """Verify a file of an entry: its size, and the first time in this process its checksum.
+    def check_file(
+        self, key: str, relative: str, content: NDArray[np.uint8] | None = None, *, again: bool = False
+    ) -> None:
+        """Verify a file of an entry: its size, and the first time in this process (or `again`) its checksum.
 
         Raises CorruptEntry.
         """
@@ -192,7 +194,7 @@ class Store:
             if stat.st_size != expected:
                 raise CorruptEntry(key, f"{relative} has {stat.st_size} bytes instead of {expected}")
             state = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-            if _verified.get(path) == state:
+            if not again and _verified.get(path) == state:
                 return
             found = _digest_file(path) if content is None else _blake(content.data if content.size else b"")
         except OSError as error:

@@ -178,13 +178,13 @@ def _results(works: Sequence[Work], step: Step, context: Context) -> Iterator[tu
     wrong = f"step {step.name} gave another number of results than the {len(works)} nodes it was handed"
     share = 0.0
     for index, work in enumerate(works):
-        result = next(results, None)
-        if result is None:
+        given = next(results, None)
+        if given is None:
             raise ValueError(wrong)
         now = time.monotonic()
         if index == 0:  # what came before the first result served all of them
             share = (now - started) / len(works)
-        yield work, result, share if index == 0 else share + now - started
+        yield work, given, share if index == 0 else share + now - started
         started = time.monotonic()
     if next(results, None) is not None:
         raise ValueError(wrong)

@@ -1,0 +1,327 @@
+"""Looking after a cache: what is in it, whether it is sound, and what can go."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lrfgraph.engine.leases import live
+from lrfgraph.engine.nodes import digest
+from lrfgraph.engine.runs import list_runs, remove_run
+from lrfgraph.engine.store import CorruptEntry, Store, tree_bytes
+from lrfgraph.errors import StoreError
+
+__all__ = [
+    "EntryInfo",
+    "Freed",
+    "Usage",
+    "Verified",
+    "fingerprints",
+    "gc",
+    "list_entries",
+    "parse_age",
+    "parse_size",
+    "remove",
+    "usage",
+    "verify",
+]
+
+AROUND = frozenset({"tmp", "leases", "runs", "scratch"})
+SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+SIZES |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+AGES = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+@dataclass(frozen=True)
+class EntryInfo:
+    """One entry. bytes : on disk.  created, used : seconds since 1970.  seconds : what it took to compute."""
+
+    key: str
+    kind: str
+    name: str
+    bytes: int
+    created: float
+    used: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Entries and bytes of a kind (``scratch`` and ``other`` are kinds here)."""
+
+    entries: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What `verify` found. damaged : key and what is wrong with it."""
+
+    entries: int
+    bytes: int
+    damaged: dict[str, str]
+    removed: tuple[str, ...] = ()
+
+
+@dataclass
+class Freed:
+    """What `gc` or `remove` did. over : bytes still above the limit because what is left is in use."""
+
+    keys: list[str] = field(default_factory=list)
+    bytes: int = 0
+    runs: list[str] = field(default_factory=list)
+    protected: int = 0
+    over: int = 0
+
+
+def keys_of(store: Store, kind: str | None = None) -> Iterator[str]:
+    """Yield the keys of all entries that lie in the store, sound or not."""
+    for found in _folders(store.base):
+        if found.name in AROUND or (kind is not None and found.name != kind):
+            continue
+        for prefix in _folders(found):
+            for entry in _folders(prefix):
+                yield f"{found.name}/{entry.name}"
+
+
+def list_entries(store: Store, kind: str | None = None) -> list[EntryInfo]:
+    """Return all entries whose manifest can be read, least recently used first."""
+    found = []
+    for key in keys_of(store, kind):
+        used = store.last_use(key)
+        with contextlib.suppress(CorruptEntry):
+            manifest = store.manifest(key)
+            size = int(manifest["bytes"]) + (store.folder(key) / "entry.json").stat().st_size
+            found.append(
+                EntryInfo(
+                    key,
+                    key.partition("/")[0],
+                    manifest["name"],
+                    size,
+                    manifest["created"],
+                    used or manifest["created"],
+                    manifest["seconds"],
+                )
+            )
+    return sorted(found, key=lambda info: (info.used, info.key))
+
+
+def usage(store: Store) -> dict[str, Usage]:
+    """Return entries and bytes on disk by kind, largest first; half-written things count too."""
+    found: dict[str, Usage] = {}
+    counts: dict[str, int] = defaultdict(int)
+    for key in keys_of(store):
+        counts[key.partition("/")[0]] += 1
+    for folder in _folders(store.base):
+        size = tree_bytes(str(folder))
+        kind = folder.name if folder.name not in AROUND - {"scratch"} else "other"
+        before = found.get(kind, Usage(0, 0))
+        if size or counts.get(kind):
+            found[kind] = Usage(counts.get(kind, 0), before.bytes + size)
+    return dict(sorted(found.items(), key=lambda item: -item[1].bytes))
+
+
+def verify(
+    store: Store, *, remove_damaged: bool = False, progress: Callable[[int, int], None] | None = None
+) -> Verified:
+    """Digest every file of every entry again, check its key, and open its arrays with zarr-python.
+
+    remove_damaged : discard what is damaged, so that the next run computes it again.
+    """
+    keys = list(keys_of(store))
+    damaged: dict[str, str] = {}
+    size = 0
+    for index, key in enumerate(keys):
+        try:
+            size += _verify_entry(store, key)
+        except CorruptEntry as error:
+            damaged[key] = error.why
+        if progress is not None:
+            progress(index + 1, len(keys))
+    if remove_damaged:
+        for key in damaged:
+            store.discard(key)
+    return Verified(len(keys), size, damaged, tuple(damaged) if remove_damaged else ())
+
+
+def gc(
+    store: Store,
+    *,
+    max_size: int | None = None,
+    older_than: float | None = None,
+    keep: Collection[str] = (),
+    dry_run: bool = False,
+) -> Freed:
+    """Remove entries not used for `older_than` seconds, then the least recently used until `max_size` bytes are left.
+
+    Never removed: what a live or pinned run names, what is being computed, and `keep`. Interrupted attempts that
+    are older than `older_than` go too, and so do records of runs of which no entry is left.
+    """
+    if not dry_run:
+        store.clean()
+    now, freed = time.time(), Freed()
+    runs = list_runs(store)
+    safe = {*keep, *(key for run in runs if run.pinned or run.live for key in run.keys)}
+    entries = list_entries(store)
+    listed = {info.key for info in entries}
+    # what cannot be read serves nobody, unless it is at this moment being replaced
+    broken = [key for key in keys_of(store) if key not in listed and not live(store.lease_path(key))]
+    for key in broken:
+        _free(store, key, tree_bytes(str(store.folder(key))), freed, dry_run)
+    total = sum(info.bytes for info in entries)
+    for info in entries:
+        old = older_than is not None and now - info.used > older_than
+        large = max_size is not None and total > max_size
+        if not old and not large:
+            continue
+        if info.key in safe or live(store.lease_path(info.key), store.stale_after):
+            freed.protected += 1
+            continue
+        if store.last_use(info.key) not in (None, info.used):
+            continue  # somebody has just begun to use it
+        _free(store, info.key, info.bytes, freed, dry_run)
+        total -= info.bytes
+    if max_size is not None:
+        freed.over = max(0, total - max_size)
+    if older_than is not None:
+        _free_scratch(store, now - older_than, safe, freed, dry_run)
+    gone = set(freed.keys)
+    for run in runs:
+        if not run.live and not run.pinned and not any(key in listed and key not in gone for key in run.keys):
+            freed.runs.append(run.name)
+            if not dry_run:
+                remove_run(store, run.name)
+    return freed
+
+
+def remove(store: Store, *, run: str | None = None, kind: str | None = None) -> Freed:
+    """Remove a run's record with the entries that no other run names, or all entries of a kind.
+
+    Raises StoreError if the run or the kind is unknown, or if it is the run that is going on.
+    """
+    freed = Freed()
+    if kind is not None:
+        keys = list(keys_of(store, kind))
+        if not keys:
+            known = ", ".join(sorted({key.partition("/")[0] for key in keys_of(store)})) or "none"
+            raise StoreError(f"cache {store.root} has no entries of kind {kind!r}; it has {known}")
+        safe = {key for record in list_runs(store) if record.pinned or record.live for key in record.keys}
+    elif run is not None:
+        keys = list(remove_run(store, run).keys)
+        freed.runs.append(run)
+        safe = {key for record in list_runs(store) for key in record.keys}
+    else:
+        raise StoreError("say what to remove: a run or a kind")
+    for key in keys:
+        if key in safe or live(store.lease_path(key), store.stale_after):
+            freed.protected += 1
+        elif store.folder(key).exists():
+            _free(store, key, tree_bytes(str(store.folder(key))), freed, dry_run=False)
+    return freed
+
+
+def fingerprints(store: Store) -> dict[str, str]:
+    """Return, by key, a digest of what every entry says: identity, results, and the bytes of arrays and files.
+
+    Times and versions are left out, so two stores of the same run compare equal. Raises CorruptEntry.
+    """
+    said = {}
+    for key in keys_of(store):
+        manifest = store.manifest(key)
+        said[key] = digest([manifest["identity"], manifest["data"], manifest["arrays"], manifest["files"]])
+    return said
+
+
+def parse_size(text: str) -> int:
+    """Read a number of bytes.
+
+    >>> parse_size("5GB"), parse_size("1.5 MiB"), parse_size("100")
+    (5000000000, 1572864, 100)
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
+    if match is None or match[2].upper() not in SIZES:
+        raise StoreError(f"sizes are written like 500MB or 5GB, received {text!r}")
+    return int(float(match[1]) * SIZES[match[2].upper()])
+
+
+def parse_age(text: str) -> float:
+    """Read a number of seconds.
+
+    >>> parse_age("30d"), parse_age("12h")
+    (2592000.0, 43200.0)
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhdw])\s*", str(text).lower())
+    if match is None:
+        raise StoreError(f"ages are written like 12h, 30d or 4w, received {text!r}")
+    return float(match[1]) * AGES[match[2]]
+
+
+def _verify_entry(store: Store, key: str) -> int:
+    manifest = store.manifest(key)
+    kind = key.partition("/")[0]
+    if manifest["components"] and f"{kind}/{digest(manifest['components'])}" != key:
+        raise CorruptEntry(key, "the key is not the digest of its components")
+    folder = store.folder(key)
+    for relative in manifest["files"]:
+        store.check_file(key, relative, again=True)
+    present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    if extra := sorted(present - {"entry.json", *manifest["files"]}):
+        raise CorruptEntry(key, f"it holds {extra[0]}, which nobody wrote there")
+    if manifest["arrays"]:
+        _open_with_zarr(key, folder, manifest["arrays"])
+    return int(manifest["bytes"])
+
+
+def _open_with_zarr(key: str, folder: Path, arrays: dict[str, Any]) -> None:
+    import zarr
+
+    try:
+        group = zarr.open_group(folder, mode="r")
+        for name, info in arrays.items():
+            array = group[name]
+            if list(array.shape) != info["shape"] or str(array.dtype) != info["dtype"]:
+                raise CorruptEntry(key, f"array {name} is {array.dtype}{array.shape} instead of {info}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptEntry(key, f"zarr cannot open it ({error})") from error
+
+
+def _free(store: Store, key: str, size: int, freed: Freed, dry_run: bool) -> None:
+    if not dry_run:
+        store.discard(key)
+    freed.keys.append(key)
+    freed.bytes += size
+
+
+def _free_scratch(store: Store, before: float, safe: Collection[str], freed: Freed, dry_run: bool) -> None:
+    names = {key.replace("/", "-") for key in safe}
+    for folder in _folders(store.base / "scratch"):
+        lease = store.base / "leases" / f"{folder.name}.lease"
+        if folder.name in names or live(lease, store.stale_after) or _newest(folder) >= before:
+            continue
+        freed.bytes += tree_bytes(str(folder))
+        if not dry_run:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _newest(folder: Path) -> float:
+    times = [folder.stat().st_mtime]
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            times.append(path.stat().st_mtime)
+    return max(times)
+
+
+def _folders(folder: Path) -> Iterable[Path]:
+    try:
+        with os.scandir(folder) as listed:
+            return sorted(Path(item.path) for item in listed if item.is_dir(follow_symlinks=False))
+    except OSError:
+        return []
