@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Call", "Handler", "Program", "Slot", "flatten", "run"]
+__all__ = ["Call", "Handler", "Program", "Slot", "flatten", "input_structure", "run"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,13 @@ def flatten(model: Any) -> Program:
     inputs = [new_slot(x) for x in model.inputs]
     outputs = walk(model, inputs, "")
     return Program(tuple(calls), tuple(s.index for s in inputs), tuple(s.index for s in outputs), shapes)
+
+
+def input_structure(model: Any) -> Any:
+    """Return the model's symbolic inputs in the structure it takes: a tensor, a list or a dictionary."""
+    import keras
+
+    return model.inputs[0] if isinstance(model, keras.Sequential) else model.input
 
 
 def _is_graph(operation: Any) -> bool:
