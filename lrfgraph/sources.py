@@ -153,9 +153,10 @@ def _read(options: DataOptions, base: Path, input_shape: Shape) -> dict[str, Arr
 def read_npz(path: Path) -> dict[str, Array]:
     """Read plain arrays; raises DataError where the file is missing, no ``.npz``, or holds Python objects."""
     try:
-        loaded = np.load(_existing(path), allow_pickle=False)
-        return {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, AttributeError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        # Opened here: NumPy leaves a damaged file open.
+        with _existing(path).open("rb") as opened, np.load(opened, allow_pickle=False) as loaded:
+            return {name: loaded[name] for name in loaded.files}
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, KeyError, zipfile.BadZipFile) as error:
         objects = zipfile.is_zipfile(path) and str(error).startswith("Object arrays")
         what = "it holds Python objects" if objects else "it is no whole .npz file"
         raise DataError(f"{path} cannot be read, {what}; save plain arrays with numpy.savez") from None
