@@ -1,0 +1,65 @@
+"""Truncated SVD of a matrix: dense layers, pointwise convolutions, the pointwise part of separable ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lrfgraph.methods.algebra import finish, split
+from lrfgraph.methods.base import Arrays, Rank
+from lrfgraph.methods.grid import single_ranks
+from lrfgraph.network.layers import Array, LayerSpec
+from lrfgraph.network.pieces import Piece
+
+__all__ = ["Svd"]
+
+
+class Svd:
+    """i to r channels, r to o channels (Eckart and Young, Psychometrika 1, 1936).
+
+    The first piece carries stride and padding: the second then runs at the lower resolution.
+    """
+
+    name = "svd"
+    version = 1
+    nests = True
+    whitens = "row"
+
+    def reason(self, layer: LayerSpec) -> str:
+        if layer.family == "depthwise":
+            return "depthwise layers mix no channels"
+        return "" if layer.positions == 1 else "kernel has more than one position, use svd_channel"
+
+    def prepare(self, layer: LayerSpec, kernel: Array) -> Arrays:
+        matrix = kernel.reshape(layer.groups, layer.inputs, layer.outputs).astype(np.float64)
+        first, last = self._factors(matrix)
+        return {"first": first.astype(np.float32), "last": last.astype(np.float32)}
+
+    def ranks(self, layer: LayerSpec, prepared: Arrays, shares: Sequence[float]) -> list[Rank]:
+        return single_ranks(self, layer, self.full_rank(layer)[0], shares)
+
+    def pieces(self, layer: LayerSpec, rank: Rank) -> tuple[Piece, ...]:
+        (r,) = rank
+        axes = tuple(range(len(layer.spatial)))
+        return (
+            Piece("mix", (layer.groups, *layer.spatial, layer.inputs, r), axes),
+            Piece("mix", (layer.groups, *layer.spatial, r, layer.outputs)),
+        )
+
+    def factorize(self, layer: LayerSpec, prepared: Arrays, rank: Rank) -> tuple[Array, ...]:
+        (r,) = rank
+        first, last = prepared["first"][..., :r], prepared["last"][:, :r]
+        kept = first.shape[-1]
+        weights = (
+            first.reshape(layer.groups, *layer.spatial, layer.inputs, kept),
+            last.reshape(layer.groups, *layer.spatial, kept, layer.outputs),
+        )
+        return finish(self, layer, rank, weights)
+
+    def full_rank(self, layer: LayerSpec) -> Rank:
+        return (min(layer.inputs, layer.outputs),)
+
+    @staticmethod
+    def _factors(matrix: Array) -> tuple[Array, Array]:
+        return split(matrix)
