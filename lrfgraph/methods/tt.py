@@ -71,20 +71,18 @@ class Tt:
         )
 
     def factorize(self, layer: LayerSpec, prepared: Arrays, rank: Rank) -> tuple[Array, ...]:
-        first, last = prepared["inputs"][..., : rank[0]], transpose(prepared["outputs"][..., : rank[-1]])
-        core = np.moveaxis(prepared["core"][..., : rank[0], : rank[-1]], 2, 1)
+        kept = tuple(min(r, most) for r, most in zip(rank, self.full_rank(layer), strict=True))
+        first, last = prepared["inputs"][..., : kept[0]], transpose(prepared["outputs"][..., : kept[-1]])
+        core = np.moveaxis(prepared["core"][..., : kept[0], : kept[-1]], 2, 1)
         groups, before, positions, after = core.shape
         ones = (1,) * len(layer.spatial)
         weights = [first.reshape(groups, *ones, *first.shape[1:])]
         rest: Array = core.reshape(groups, before, positions * after)
         for axis, size in enumerate(layer.spatial):
-            rows, columns = before * size, prod(layer.spatial[axis + 1 :]) * after
-            rest = rest.reshape(groups, rows, columns)
+            rest = rest.reshape(groups, before * size, prod(layer.spatial[axis + 1 :]) * after)
             link: Array = rest
             if axis + 1 < len(layer.spatial):
-                kept = min(rank[axis + 1], rows, columns)
-                _, basis = principal(rest @ transpose(rest))
-                link = basis[..., :kept]
+                link = _leading(rest, kept[axis + 1])
                 rest = transpose(link) @ rest
             spatial_first = np.moveaxis(link.reshape(groups, before, size, -1), 1, 2)
             weights.append(spatial_first.reshape(groups, *_along(ones, axis, size), before, -1))
@@ -95,6 +93,17 @@ class Tt:
     def full_rank(self, layer: LayerSpec) -> Rank:
         modes = (layer.inputs, *layer.spatial, layer.outputs)
         return tuple(min(prod(modes[:cut]), prod(modes[cut:])) for cut in range(1, len(modes)))
+
+
+def _leading(matrix: Array, rank: int) -> Array:
+    """Return `rank` leading left singular vectors, zeros beyond what there are.
+
+    A rank can be possible for the kernel and yet wider than its truncated neighbours leave room for, when it was
+    rounded or written by hand.
+    """
+    columns = matrix.shape[-1]
+    vectors = principal(matrix @ transpose(matrix))[1][..., : min(rank, columns)]
+    return np.pad(vectors, ((0, 0), (0, 0), (0, max(rank - vectors.shape[-1], 0))))
 
 
 def _along(ones: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:

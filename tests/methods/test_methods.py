@@ -189,6 +189,15 @@ def test_an_impossible_rank_is_one_clear_line(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_rank_wider_than_its_neighbours_leave_room_for_is_filled_with_zeros() -> None:
+    spec = layer("conv2d", (1, 3, 3, 12, 16))
+    tt = METHODS["tt"]
+    wide, room = (2, 9, 3), (2, 6, 3)
+    weights = fit(tt, spec, random_kernel(spec), wide)
+    assert [w.shape for w in weights] == [piece.shape for piece in tt.pieces(spec, wide)]
+    assert error(tt, spec, wide) == pytest.approx(error(tt, spec, room), rel=1e-5)
+
+
 # Raise the method's version when a number here changes: stored factors are keyed by it.
 GOLDEN = {
     "svd_channel": (1, "5", 0.365598),
