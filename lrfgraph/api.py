@@ -16,12 +16,14 @@ from lrfgraph.engine.nodes import Node, Ref
 from lrfgraph.engine.resolve import Resolution, resolve
 from lrfgraph.engine.store import Store
 from lrfgraph.engine.workers import Workers, workers_for
-from lrfgraph.errors import DataError, ModelError
+from lrfgraph.errors import ConfigurationError, DataError, ModelError
 from lrfgraph.methods import METHODS
+from lrfgraph.methods.base import parse_rank, write_rank
 from lrfgraph.network.layers import LayerSpec
 from lrfgraph.pipeline import Network
 from lrfgraph.recipe import Recipe
 from lrfgraph.selection import POLICIES
+from lrfgraph.selection.configuration import read_configuration
 from lrfgraph.similarity import METRICS
 from lrfgraph.steps import STEPS
 
@@ -184,7 +186,8 @@ def check(recipe: Recipe) -> None:
 
 
 def _walk(walk: Walk, model: Path, base: Path, on_baseline: Callable[[Outcome], None] | None) -> Outcome:
-    walk.run.clear(), walk.reused.clear()
+    walk.run.clear()
+    walk.reused.clear()
     outcome = Outcome(_describe(walk, model), walk)
     try:
         outcome.network = _images(walk, outcome, base)
@@ -193,8 +196,9 @@ def _walk(walk: Walk, model: Path, base: Path, on_baseline: Callable[[Outcome], 
             on_baseline(outcome)
         if not any(True for _ in outcome.network.factorizable()):
             raise ModelError(_nothing_to_do(outcome.network))
-        refs = _explore(walk, outcome.network)
-        choices = _choose(walk, outcome, refs)
+        given = _given(outcome, base)
+        refs = _explore(walk, outcome.network, given)
+        choices = _choose(walk, outcome, refs, given is not None)
         _finish(walk, outcome, choices, refs)
     except Stopped:
         outcome.stopped = True
@@ -272,16 +276,16 @@ def _baseline(walk: Walk, outcome: Outcome) -> None:
 
 
 def _at_chance(walk: Walk, outcome: Outcome, measured: Mapping[str, Any], chance: float) -> str:
-    from lrfgraph.steps import try_preprocessings
+    from lrfgraph.steps.sources import try_preprocessings
 
-    tried = try_preprocessings(
-        walk.store.open(outcome.network.model), walk.store.open(outcome.network.data), outcome.network.where
-    )
+    network = outcome.network
+    assert network.data is not None
+    tried = try_preprocessings(walk.store.open(network.model), walk.store.open(network.data), network.where)
     said = ", ".join(f"{name}: {accuracy:.1%}" for name, accuracy in tried.items())
     return (
-        f"the model is at chance level on the validation images ({measured['accuracy']:.1%}, always answering one class gives "
-        f"{chance:.1%}): the preprocessing is probably wrong; tried {said}; set it with --scale, --mean, --std, --channels, "
-        "or go on with --set data.allow_chance=true"
+        f"the model is at chance level on the validation images ({measured['accuracy']:.1%}, always answering one "
+        f"class gives {chance:.1%}): the preprocessing is probably wrong; tried {said}; set it with --scale, --mean, "
+        "--std, --channels, or go on with --set data.allow_chance=true"
     )
 
 
@@ -291,25 +295,53 @@ def _nothing_to_do(network: Network) -> str:
     return f"no layer of the model can be factorized: {said}; nothing to compress"
 
 
-def _explore(walk: Walk, network: Network) -> dict[str, Ref]:
-    """Everything up to the scores."""
-    nodes = pipeline.explore_nodes(network)
+def _explore(walk: Walk, network: Network, given: Sequence[tuple[str, str, str]] | None) -> dict[str, Ref]:
+    """Everything up to the scores: of all candidates, or of those of a `given` configuration."""
+    only = None if given is None else {layer: method for layer, method, _ in given}
+    nodes = pipeline.explore_nodes(network, only)
     refs = walk.stage("explore", nodes)
-    ranks = {
-        (index, method): walk.data(refs[f"{layer.name}/{method}/ranks"])["ranks"]
-        for index, layer in network.factorizable()
-        for method in pipeline.methods_of(layer, network.recipe)
-    }
+    places = {layer.name: index for index, layer in enumerate(network.layers)}
+    if given is not None:
+        ranks = {(places[layer], method): [rank] for layer, method, rank in given}
+    else:
+        found = [name.rsplit("/", 2) for name in refs if name.endswith("/ranks")]
+        ranks = {
+            (places[layer], method): walk.data(refs[f"{layer}/{method}/ranks"])["ranks"] for layer, method, _ in found
+        }
     return refs | walk.stage("candidates", pipeline.candidate_nodes(network, refs, ranks))
 
 
-def _choose(walk: Walk, outcome: Outcome, refs: dict[str, Ref]) -> list[tuple[str, str, str]]:
+def _given(outcome: Outcome, base: Path) -> list[tuple[str, str, str]] | None:
+    """Read the configuration that is to be used as it is, if there is one, and hold it against the model."""
+    network, path = outcome.network, outcome.network.recipe.select.configuration
+    if path is None:
+        return None
+    layers = {layer.name: layer for layer in network.layers}
+    choices = read_configuration(base / path, list(layers), tuple(METHODS))
+    for name, method, rank in choices:
+        reason = METHODS[method].reason(layers[name]) if layers[name].kind else layers[name].kept or "has no kernel"
+        if reason:
+            raise ConfigurationError(f"configuration {path}: {name}: {method} does not apply ({reason})")
+        _check_rank(path, layers[name], method, rank)
+    return choices
+
+
+def _check_rank(path: str, layer: LayerSpec, method: str, rank: str) -> None:
+    full = METHODS[method].full_rank(layer)
+    parsed = parse_rank(rank)
+    if full is not None and (len(parsed) != len(full) or any(r > most for r, most in zip(parsed, full, strict=True))):
+        raise ConfigurationError(
+            f"configuration {path}: {layer.name}: {method} has no rank {rank}, its largest is {write_rank(full)}"
+        )
+
+
+def _choose(walk: Walk, outcome: Outcome, refs: dict[str, Ref], given: bool) -> list[tuple[str, str, str]]:
     scores = {}
     for name, ref in refs.items():
         if name.endswith("/score"):
             layer, method, rank, _ = name.rsplit("/", 3)
             scores[f"{layer}|{method}|{rank}"] = ref
-    node = pipeline.select_node(outcome.network, scores)
+    node = pipeline.select_node(outcome.network, scores, given)
     try:
         ref = walk.stage("select", [node])[node.name]
     except Stopped as stopped:
@@ -322,13 +354,16 @@ def _choose(walk: Walk, outcome: Outcome, refs: dict[str, Ref]) -> list[tuple[st
 def _finish(walk: Walk, outcome: Outcome, choices: list[tuple[str, str, str]], refs: Mapping[str, Ref]) -> None:
     """Rebuild, fine-tune, write out, and only now touch the test images."""
     network = outcome.network
-    nodes = pipeline.finish_nodes(network, choices, refs)
-    made = walk.stage("finish", nodes)
-    outcome.exported = made["export"]
+    made = walk.stage("rebuild", pipeline.rebuild_nodes(network, choices, refs))
     stages = {"baseline": Ref(network.digest, network.model.key), "factorized": made["rebuild"]}
-    if "finetune" in made:
-        stages["finetuned"] = made["finetune"]
-        outcome.history = walk.data(made["finetune"])["history"]
+    if "repaired/rebuild" in made:
+        stages["repaired"] = made["repaired/rebuild"]
+    last = list(stages.values())[-1]
+    finished = walk.stage("finish", pipeline.finish_nodes(network, last))
+    outcome.exported = finished["export"]
+    if "finetune" in finished:
+        stages["finetuned"] = finished["finetune"]
+        outcome.history = walk.data(finished["finetune"])["history"]
     if network.data is None:
         return
     parts = [part for part in ("validation", "test") if part in network.images]

@@ -49,7 +49,7 @@ class OutputError(LrfError):
     """The output folder cannot be written."""
 
 
-class Interrupted(LrfError):
+class Interrupted(LrfError):  # noqa: N818 - the user did it, nothing is wrong
     """The run was stopped from outside; what is committed stays and the same command goes on."""
 
     exit_code = 130

@@ -10,17 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, cast
 
 from lrfgraph.engine.nodes import Node, Ref
-from lrfgraph.errors import RecipeError
 from lrfgraph.methods import METHODS
-from lrfgraph.methods.base import parse_rank, write_rank
 from lrfgraph.network.layers import LayerSpec
 from lrfgraph.network.pieces import layer_cost
 from lrfgraph.recipe import Recipe, check_choice
 from lrfgraph.similarity import ACTIVATIONS
-from lrfgraph.steps import geometry
+from lrfgraph.steps.common import geometry
 
 __all__ = [
     "Network",
@@ -33,8 +31,10 @@ __all__ = [
     "explore_nodes",
     "finish_nodes",
     "grid",
+    "in_program_order",
     "kept_reason",
     "methods_of",
+    "rebuild_nodes",
     "record_nodes",
     "select_node",
 ]
@@ -75,7 +75,7 @@ class Network:
 
 
 def describe_node(model: str, identity: str, recipe: Recipe, architecture: str | None) -> Node:
-    """Read the model; `identity` is the digest of the file's content, `architecture` that of the model JSON beside it."""
+    """Read the model; `identity` digests the file's content, `architecture` that of the model JSON beside it."""
     options = recipe.model
     params = {"model": identity, "custom": list(options.custom), "unsafe": options.unsafe, "architecture": architecture}
     return Node("model/describe", "describe", params, {}, {"model": model, "architecture": options.architecture})
@@ -87,6 +87,7 @@ def data_node(source: str, facts: Mapping[str, Any], recipe: Recipe, calibration
     where = {"data": options, "base": base}
     used = {name: options[name] for name in ("scale", "mean", "std", "channels", "image_size")}
     params = {"source": source, **facts, "source_options": used, "calibration": calibration}
+    params["repair"] = max(recipe.repair.images, calibration) if recipe.repair.enabled else 0
     params |= {name: options[name] for name in ("validation", "split", "seed", "task")}
     return Node("images/data", "data", params, {}, where)
 
@@ -172,8 +173,11 @@ def needs_curvature(recipe: Recipe) -> bool:
     return recipe.explore.weighting == "two_sided" or recipe.select.policy != "threshold"
 
 
-def explore_nodes(network: Network) -> list[Node]:
-    """Record every layer and decompose it by every method that applies; say which ranks are worth a candidate."""
+def explore_nodes(network: Network, only: Mapping[str, str] | None = None) -> list[Node]:
+    """Record every layer and decompose it by every method that applies; say which ranks are worth a candidate.
+
+    only : method by layer, where a configuration is given and nothing else is of interest.
+    """
     recipe = network.recipe
     nodes = record_nodes(network)
     if needs_curvature(recipe):
@@ -182,6 +186,8 @@ def explore_nodes(network: Network) -> list[Node]:
     shares = grid(recipe.explore.ranks, recipe.explore.smallest, recipe.explore.largest)
     for index, layer in network.factorizable():
         for method in methods_of(layer, recipe):
+            if only is not None and only.get(layer.name) != method:
+                continue
             nodes.append(_decompose(network, index, method, known))
             params = {"method": method, "version": METHODS[method].version, "layer": geometry(layer)}
             params |= {"shares": shares, "multiple": recipe.explore.multiple}
@@ -224,12 +230,14 @@ def candidate_nodes(
     return nodes
 
 
-def select_node(network: Network, scores: Mapping[str, Ref]) -> Node:
-    """Pick the configuration from all scores, keyed ``layer|method|rank``."""
+def select_node(network: Network, scores: Mapping[str, Ref], given: bool = False) -> Node:
+    """Pick the configuration from all scores, keyed ``layer|method|rank``, or take the `given` one as it is."""
     recipe = network.recipe
     options = asdict(recipe.select)
     for name in ("configuration", "point"):
         del options[name]
+    if given:
+        options = {"policy": "given"}
     rows = []
     for layer in network.layers:
         if layer.kind:
@@ -242,28 +250,64 @@ def select_node(network: Network, scores: Mapping[str, Ref]) -> Node:
 # What a configuration sets in motion ------------------------------------------------------------------------------
 
 
-def finish_nodes(network: Network, choices: Sequence[tuple[str, str, str]], refs: Mapping[str, Ref]) -> list[Node]:
-    """Rebuild, fine-tune once, write out: everything that follows from a configuration (layer, method, rank).
+def rebuild_nodes(network: Network, choices: Sequence[tuple[str, str, str]], refs: Mapping[str, Ref]) -> list[Node]:
+    """Rebuild a configuration (layer, method, rank), and repair it layer by layer where that is asked for.
 
-    It is keyed by the chosen factors, not by the policy that chose them: another threshold with the same choice
-    retrains nothing.
+    Everything is keyed by the chosen factors, not by the policy that chose them: another threshold with the same
+    choice retrains nothing. A layer's repair is keyed by the repairs before it, so a change in a late layer
+    repairs only what follows.
     """
-    inputs: dict[str, str | Ref] = {"model": Ref(network.digest, network.model.key)}
-    for index, (layer, method, rank) in enumerate(choices):
-        inputs[f"{index}/factors"] = refs[f"{layer}/{method}/{rank}/factorize"]
-        inputs[f"{index}/prepared"] = refs[f"{layer}/{method}/decompose"]
-    nodes = [Node("rebuild", "rebuild", {"choices": [list(choice) for choice in choices]}, inputs)]
-    if finetunes(network):
-        nodes.append(_finetune(network, nodes[-1].name))
-    nodes.append(Node("export", "export", {}, {"model": nodes[-1].name}))
+    model = Ref(network.digest, network.model.key)
+    choices = in_program_order(network, choices)
+    written = [list(choice) for choice in choices]
+    factors = [
+        (refs[f"{layer}/{method}/{rank}/factorize"], refs[f"{layer}/{method}/decompose"])
+        for layer, method, rank in choices
+    ]
+    inputs: dict[str, str | Ref] = {"model": model}
+    for index, (own, prepared) in enumerate(factors):
+        inputs |= {f"{index}/factors": own, f"{index}/prepared": prepared}
+    nodes = [Node("rebuild", "rebuild", {"choices": written}, inputs)]
+    if not repairs(network) or not choices:
+        return nodes
+    options = asdict(network.recipe.repair)
+    del options["enabled"], options["images"]
+    names: list[str] = []
+    for index, (own, prepared) in enumerate(factors):
+        params = {"options": {**options, "seed": network.recipe.record.seed}, "choice": written[index]}
+        before: dict[str, str | Ref] = {f"previous/{i}": name for i, name in enumerate(names)}
+        before |= {"model": model, "data": network.split("repair"), "own/factors": own, "own/prepared": prepared}
+        where = {**network.where, "last": index == len(choices) - 1, "max_memory": network.recipe.run.max_memory}
+        names.append(f"{written[index][0]}/repair")
+        nodes.append(Node(names[-1], "repair", {**params, "previous": written[:index]}, before, where))
+    repaired: dict[str, str | Ref] = {f"{i}/repair": name for i, name in enumerate(names)}
+    nodes.append(Node("repaired/rebuild", "rebuild", {"choices": written}, {"model": model, **repaired}))
     return nodes
+
+
+def in_program_order(network: Network, choices: Sequence[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    order = {layer.name: index for index, layer in enumerate(network.layers)}
+    return sorted(choices, key=lambda choice: order[choice[0]])
+
+
+def repairs(network: Network) -> bool:
+    return network.data is not None and network.recipe.repair.enabled
+
+
+def finish_nodes(network: Network, model: Ref) -> list[Node]:
+    """Fine-tune a rebuilt model once, and write it out."""
+    nodes, last = [], cast("str | Ref", model)
+    if finetunes(network):
+        nodes.append(_finetune(network, model))
+        last = nodes[-1].name
+    return [*nodes, Node("export", "export", {}, {"model": last})]
 
 
 def finetunes(network: Network) -> bool:
     return network.data is not None and "train" in network.images and network.recipe.finetune.epochs > 0
 
 
-def _finetune(network: Network, student: str) -> Node:
+def _finetune(network: Network, student: Ref) -> Node:
     inputs: dict[str, str | Ref] = {
         "student": student,
         "teacher": Ref(network.digest, network.model.key),
@@ -291,14 +335,3 @@ def check_names(recipe: Recipe, tables: Mapping[str, Sequence[str]]) -> None:
         for item in value if isinstance(value, tuple) else (value,):
             if item is not None:
                 check_choice(section, option, item, names)
-
-
-def check_rank(layer: LayerSpec, method: str, rank: str) -> None:
-    """Refuse a rank of a hand-written configuration that the method cannot have on this layer."""
-    try:
-        parsed = parse_rank(rank)
-        METHODS[method].pieces(layer, parsed)
-    except (ValueError, IndexError):
-        full = METHODS[method].full_rank(layer)
-        hint = f", at most {write_rank(full)}" if full else ""
-        raise RecipeError(f"{layer.name}: {method} has no rank {rank!r}{hint}") from None

@@ -64,8 +64,8 @@ def curvature(
     for start in range(0, len(images), batch):
         x = images[start : start + batch]
         draw = rng.random((len(x), *model.output_shape[1:]) if output == "values" else len(x)).astype(np.float32)
-        for total, part in zip(sums, gradients(x, draw), strict=True):
-            total += np.asarray(part, dtype=np.float64)
+        for number, part in enumerate(gradients(x, draw)):
+            sums[number] += np.asarray(part, dtype=np.float64)
         if progress:
             progress(min(start + batch, len(images)), len(images), "images")
     return [total / len(images) / _spread(layer) for layer, total in zip(layers, sums, strict=True)]

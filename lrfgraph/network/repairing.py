@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lrfgraph.network.curvature import linear_output
 from lrfgraph.network.layers import Array, LayerSpec, native
@@ -22,7 +23,7 @@ from lrfgraph.network.program import Call, Program, flatten, run
 from lrfgraph.network.recording import layer_input
 from lrfgraph.network.rows import Sampler, cut, grouped
 
-__all__ = ["Refitted", "Replaced", "repair"]
+__all__ = ["Refitted", "Replaced", "Walk", "shift_batchnorm"]
 
 BATCH = 256
 HELD_OUT = 8
@@ -33,13 +34,11 @@ Solver = Callable[[LayerSpec, Sequence[Piece], Sequence[Array], Array, Array, fl
 
 @dataclass(frozen=True)
 class Replaced:
-    """A layer that is replaced by a chain; `bias` is set where it was refitted before (a cached prefix)."""
+    """A layer that is replaced by a chain."""
 
     layer: LayerSpec
     pieces: tuple[Piece, ...]
     weights: tuple[Array, ...]
-    bias: Array | None = None
-    done: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,48 +65,62 @@ class _Tail:
     rectified: tuple[float, float] | None
 
 
-def repair(
-    model: Any,
-    replaced: Mapping[str, Replaced],
-    images: Array,
-    solve: Solver,
-    rows: int = 65536,
-    rounds: int = 2,
-    ridge: float = 1e-3,
-    seed: int = 0,
-    max_memory: int | None = None,
-    scratch: Callable[[], Path] | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
-) -> dict[str, Refitted]:
-    """Walk both streams of `images` through `model` and refit every layer of `replaced`, in program order."""
-    program = flatten(model)
-    last = max(call.index for call in program.calls if call.path in replaced)
-    uses = program.last_use()
-    space = _Space(max_memory, scratch)
-    streams: dict[int, tuple[Array, Array]] = {program.inputs[0]: (images, images)}
-    found: dict[str, Refitted] = {}
-    total = sum(not r.done for r in replaced.values())
-    for call in program.calls[: last + 1]:
-        plan = replaced.get(call.path)
-        if plan is None:
-            _advance(program, call, streams, space)
-        else:
-            if call.path not in found:
-                found[call.path] = (
-                    _known(plan)
-                    if plan.done
-                    else _refit(program, call, plan, streams, solve, rows, rounds, ridge, seed)
-                )
-                if progress and not plan.done:
-                    progress(sum(not replaced[n].done for n in found), total, call.path)
-            _advance(program, call, streams, space, _kernel(plan, found[call.path]), found[call.path].bias)
-        for slot in [s for s in streams if uses.get(s, -1) <= call.index]:
-            del streams[slot]
-    return found
+class Walk:
+    """Both streams, standing somewhere in the network; layers are refitted in program order.
 
+    A walk can be taken up again: what it has found so far says which prefix its compressed stream belongs to.
+    """
 
-def _known(plan: Replaced) -> Refitted:
-    return Refitted(plan.weights, plan.bias, 0.0, 0.0, False)
+    def __init__(
+        self,
+        model: Any,
+        images: Array,
+        max_memory: int | None = None,
+        scratch: Callable[[], Path] | None = None,
+    ) -> None:
+        self.program = flatten(model)
+        self.uses = self.program.last_use()
+        self.space = _Space(max_memory, scratch)
+        self.streams: dict[int, tuple[Array, Array]] = {self.program.inputs[0]: (images, images)}
+        self.position = 0
+        self.found: dict[str, tuple[Replaced, Refitted]] = {}
+
+    def at(self, path: str) -> Call:
+        """Return the first call of a layer."""
+        return next(call for call in self.program.calls if call.path == path)
+
+    def can_go_on(self, prefix: Mapping[str, Refitted], path: str) -> bool:
+        """Whether this walk's past is exactly `prefix` and the layer `path` still lies ahead."""
+        same = self.found.keys() == prefix.keys() and all(
+            len(prefix[name].weights) == len(mine.weights)
+            and all(np.array_equal(a, b) for a, b in zip(mine.weights, prefix[name].weights, strict=True))
+            and (mine.bias is prefix[name].bias or np.array_equal(mine.bias, prefix[name].bias))  # type: ignore[arg-type]
+            for name, (_, mine) in self.found.items()
+        )
+        return same and self.at(path).index >= self.position
+
+    def know(self, plan: Replaced, refitted: Refitted) -> None:
+        """Take over a layer that was refitted before."""
+        self.found[plan.layer.name] = (plan, refitted)
+
+    def refit(self, plan: Replaced, solve: Solver, rows: int, rounds: int, ridge: float, seed: int) -> Refitted:
+        """Walk up to the layer and solve for its factors and bias."""
+        call = self.at(plan.layer.name)
+        self._go_to(call.index)
+        refitted = _refit(self.program, call, plan, self.streams, solve, rows, rounds, ridge, seed)
+        self.know(plan, refitted)
+        return refitted
+
+    def _go_to(self, index: int) -> None:
+        for call in self.program.calls[self.position : index]:
+            kernel = bias = None
+            if call.path in self.found:
+                plan, refitted = self.found[call.path]
+                kernel, bias = _kernel(plan, refitted), refitted.bias
+            _advance(self.program, call, self.streams, self.space, kernel, bias)
+            for slot in [s for s in self.streams if self.uses.get(s, -1) <= call.index]:
+                del self.streams[slot]
+        self.position = index
 
 
 def _kernel(plan: Replaced, refitted: Refitted) -> Array:
@@ -193,6 +206,14 @@ def _kernel_variable(operation: Any) -> Any:
     return operation.kernel
 
 
+def shift_batchnorm(model: Any, path: str, bias: Array) -> None:
+    """Let a BatchNorm take up a bias that the layer before it has no variable for: its moving mean falls by it."""
+    layer = model
+    for name in path.split("/"):
+        layer = layer.get_layer(name)
+    layer.moving_mean.assign_sub(bias)
+
+
 # One layer ----------------------------------------------------------------------------------------------------------
 
 
@@ -231,7 +252,7 @@ class _Fit:
         x: Array,
         target: Array,
         shortcut: Array | float,
-        held: Array,
+        held: NDArray[np.bool_],
         free_bias: bool,
         solve: Solver,
     ) -> None:
@@ -304,7 +325,8 @@ class _Fit:
         return (self.tail.bias + np.where(self.tail.scale == 0, 0.0, moved).reshape(-1)).astype(np.float32)
 
     def _made(self, weights: Sequence[Array], bias: Array) -> Array:
-        return self.x @ self._matrix(weights).astype(np.float32) + bias.astype(np.float32)
+        made: Array = self.x @ self._matrix(weights).astype(np.float32)
+        return np.add(made, bias.astype(np.float32))
 
     def _error(self, weights: Sequence[Array], bias: Array) -> float:
         """Relative squared error on held-out rows, after the addition and the activation."""
@@ -329,7 +351,7 @@ class _Fit:
 
 
 def _scaled(plan: Replaced, scale: Array) -> list[Array]:
-    weights = [np.asarray(w, dtype=np.float64) for w in plan.weights]
+    weights: list[Array] = [np.asarray(w, dtype=np.float64) for w in plan.weights]
     return weights if plan.pieces[-1].form == "core" else [*weights[:-1], _times(weights[-1], scale)]
 
 
@@ -423,7 +445,7 @@ def _sample(
     return np.concatenate(xs, axis=1), np.concatenate(targets, axis=1), shortcut
 
 
-def _at(layer: LayerSpec, outputs: Array, image: Array, position: Array) -> Array:
+def _at(layer: LayerSpec, outputs: Array, image: NDArray[np.intp], position: NDArray[np.intp]) -> Array:
     """Outputs at sampled places as (groups, n, outputs of the group)."""
     flat = outputs.reshape(outputs.shape[0], -1, layer.groups, layer.outputs)
     return np.moveaxis(flat[image, position], 1, 0)

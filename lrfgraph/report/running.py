@@ -54,10 +54,12 @@ def _baseline(console: Any, model: Path, outcome: Outcome) -> None:
     size = f"{tables.count_text(network.parameters)} parameters, {tables.count_text(network.macs)} MACs"
     measured = outcome.measured.get("baseline", {}).get("validation", {})
     said = "accuracy not measured (no images)"
+    where = f"on {measured.get('n', 0):,} validation images"
     if "accuracy" in measured:
-        said = f"accuracy on {measured['n']:,} validation images {100 * measured['accuracy']:.2f} ± {100 * measured['accuracy_se']:.2f} %"
+        value, error = 100 * measured["accuracy"], 100 * measured["accuracy_se"]
+        said = f"accuracy {where} {value:.2f} ± {error:.2f} %"
     elif "mse" in measured:
-        said = f"mean squared error on {measured['n']:,} validation images {measured['mse']:.5f} ± {measured['mse_se']:.5f}"
+        said = f"mean squared error {where} {measured['mse']:.5f} ± {measured['mse_se']:.5f}"
     console.print(f"{model.name}: {size}, {said}", highlight=False, soft_wrap=True)
 
 

@@ -16,8 +16,9 @@ from lrfgraph.engine.nodes import digest
 from lrfgraph.errors import OutputError
 from lrfgraph.network.pieces import layer_cost
 from lrfgraph.pipeline import kept_reason
+from lrfgraph.selection.configuration import write_configuration
 
-__all__ = ["STAGES", "hybrid_toml", "prepare_folder", "summary", "write"]
+__all__ = ["STAGES", "prepare_folder", "summary", "write"]
 
 STAGES = ("baseline", "factorized", "repaired", "finetuned")
 
@@ -100,21 +101,6 @@ def layer_rows(outcome: Outcome) -> list[dict[str, Any]]:
     return rows
 
 
-def hybrid_toml(outcome: Outcome) -> str:
-    """Return the configuration as a file that can be edited and fed back with ``--configuration``."""
-    lines = [
-        '# One table per layer; set method = "keep" to leave a layer as it is.',
-        f'model = "{outcome.network.digest}"',
-    ]
-    for choice in (outcome.decision or {}).get("choices", []):
-        lines += ["", f"[layers.{json.dumps(choice['layer'], ensure_ascii=False)}]"]
-        if choice["method"]:
-            lines += [f'method = "{choice["method"]}"', f'rank = "{choice["rank"]}"']
-        else:
-            lines += [f'method = "keep"  # {choice["reason"]}']
-    return "\n".join(lines) + "\n"
-
-
 def prepare_folder(path: Path) -> Path:
     """Make sure that results can be written before any work is done; raises OutputError."""
     try:
@@ -135,7 +121,7 @@ def write(outcome: Outcome, folder: Path, said: Mapping[str, Any]) -> None:
         "recipe.toml": outcome.walk.recipe.to_toml(),
     }
     if outcome.decision:
-        texts["hybrid.toml"] = hybrid_toml(outcome)
+        texts["hybrid.toml"] = write_configuration(outcome.network.digest, outcome.decision["choices"])
     try:
         for name, text in texts.items():
             partial = folder / f".{name}.partial"

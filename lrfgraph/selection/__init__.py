@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from lrfgraph.selection.base import Candidate, Choice, Decision, LayerChoices, Policy, Problem, totals
 from lrfgraph.selection.budget import budget
+from lrfgraph.selection.given import given
 from lrfgraph.selection.threshold import threshold
 
 __all__ = ["POLICIES", "Candidate", "Choice", "Decision", "LayerChoices", "Policy", "Problem", "totals"]
 
-POLICIES: dict[str, Policy] = {"threshold": threshold, "budget": budget}
+POLICIES: dict[str, Policy] = {"threshold": threshold, "budget": budget, "given": given}

@@ -94,7 +94,7 @@ def _undominated(layer: LayerChoices) -> _Options:
 
 
 def _lagrange(table: list[_Options], room: Array) -> tuple[NDArray[np.intp], float]:
-    """Best feasible picks and best bound over the multipliers: bisection for one budget, a grid of its ratios for two."""
+    """Best feasible picks and best bound over the multipliers: bisection, for two budgets on a grid of ratios."""
     active = np.isfinite(room)
     if not active.any():
         return np.zeros(len(table), dtype=np.intp), 0.0

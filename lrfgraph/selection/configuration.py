@@ -1,0 +1,67 @@
+"""A configuration as a file: hybrid.toml, written by a run, edited by hand, fed back with ``--configuration``."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lrfgraph.errors import ConfigurationError
+
+__all__ = ["KEEP", "read_configuration", "write_configuration"]
+
+KEEP = "keep"
+
+
+def write_configuration(network: str, choices: Sequence[Mapping[str, Any]]) -> str:
+    """Return TOML with one table per layer; a kept layer carries its reason as a comment."""
+    lines = ['# One table per layer; method = "keep" leaves a layer as it is.', f'model = "{network}"']
+    for choice in choices:
+        lines += ["", f"[layers.{json.dumps(choice['layer'], ensure_ascii=False)}]"]
+        if choice["method"]:
+            lines += [f'method = "{choice["method"]}"', f'rank = "{choice["rank"]}"']
+        else:
+            lines += [f'method = "{KEEP}"  # {choice["reason"]}']
+    return "\n".join(lines) + "\n"
+
+
+def read_configuration(path: str | Path, layers: Sequence[str], methods: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Return (layer, method, rank) of every layer that is not kept; raises ConfigurationError.
+
+    Layers that the file does not name are kept. Whether a rank is possible is for the method to say.
+    """
+    try:
+        tables = tomllib.loads(Path(path).read_text(encoding="utf-8")).get("layers", {})
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(f"configuration {path} cannot be read: {error}; give a hybrid.toml") from None
+    if not isinstance(tables, Mapping):
+        raise ConfigurationError(f"configuration {path}: [layers] must hold one table per layer")
+    found = []
+    for layer, table in tables.items():
+        if layer not in layers:
+            raise ConfigurationError(f"configuration {path}: the model has no layer {layer!r}{_nearest(layer, layers)}")
+        method = table.get("method", KEEP) if isinstance(table, Mapping) else None
+        if method == KEEP:
+            continue
+        if method not in methods:
+            said = f"{method!r} is unknown{_nearest(str(method), methods)}; choose from {', '.join([*methods, KEEP])}"
+            raise ConfigurationError(f"configuration {path}: {layer}: method {said}")
+        found.append((layer, str(method), _rank(path, layer, table.get("rank"))))
+    return found
+
+
+def _rank(path: str | Path, layer: str, value: Any) -> str:
+    text = str(value).replace(" ", "")
+    if not all(part.isdigit() and int(part) > 0 for part in text.split("x")):
+        raise ConfigurationError(
+            f'configuration {path}: {layer}: rank must be written as "8" or "24x31", received {value!r}'
+        )
+    return text
+
+
+def _nearest(value: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else ""

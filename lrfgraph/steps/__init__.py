@@ -1,0 +1,32 @@
+"""STEPS: what each kind of node computes. This is where the engine meets the network and the mathematics.
+
+A step reads its parameters and inputs and returns a result; it touches neither the store nor the graph. Each has
+a version, raised by hand when its numbers change. TensorFlow is loaded only by the steps that run the network.
+"""
+
+from __future__ import annotations
+
+from lrfgraph.engine.nodes import Step
+from lrfgraph.steps import candidates, decisions, models, passes, sources
+
+__all__ = ["STEPS"]
+
+STEPS: dict[str, Step] = {
+    step.name: step
+    for step in (
+        Step("describe", 1, sources.describe, decides=True),
+        Step("data", 1, sources.data, decides=True),
+        Step("record", 1, passes.record, passes.record_together),
+        Step("curvature", 1, passes.curvature, passes.curvature_together),
+        Step("decompose", 1, candidates.decompose),
+        Step("ranks", 1, candidates.ranks, decides=True),
+        Step("factorize", 1, candidates.factorize),
+        Step("score", 1, candidates.score),
+        Step("select", 1, decisions.select, decides=True),
+        Step("rebuild", 1, models.rebuild),
+        Step("repair", 1, models.repair),
+        Step("finetune", 1, models.finetune),
+        Step("export", 1, models.export),
+        Step("evaluate", 1, models.evaluate),
+    )
+}

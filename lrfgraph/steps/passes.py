@@ -1,0 +1,59 @@
+"""Steps that run the network once for all layers: record and curvature."""
+
+from __future__ import annotations
+
+from lrfgraph.engine.nodes import Result, Task
+from lrfgraph.network.layers import LayerSpec
+from lrfgraph.steps.common import network_of
+from lrfgraph.steps.sources import images_of
+
+__all__ = ["curvature", "curvature_together", "record", "record_together"]
+
+
+def record_together(tasks: list[Task]) -> list[Result]:
+    from lrfgraph.network.recording import record
+
+    first = tasks[0]
+    images, _ = images_of(first.inputs["data"], first.where, "calibration")
+    options = first.params["options"]
+    layers = [_namedlayer_of(task) for task in tasks]
+    recordings = record(network_of(first.inputs["model"]), layers, images, **options, progress=first.progress)
+    return [
+        Result(
+            {"count": r.count, "images": len(images)},
+            {"rows": r.rows} | ({} if r.moments is None else {"moments": r.moments}),
+        )
+        for r in recordings
+    ]
+
+
+def curvature_together(tasks: list[Task]) -> list[Result]:
+    from lrfgraph.network.curvature import curvature
+
+    first = tasks[0]
+    images, _ = images_of(first.inputs["data"], first.where, "calibration")
+    images = images[: first.params["images"]]
+    model = first.inputs["model"]
+    layers = [_namedlayer_of(task) for task in tasks]
+    found = curvature(
+        network_of(model),
+        layers,
+        images,
+        model.data["structure"]["output"],
+        first.params["seed"],
+        progress=first.progress,
+    )
+    return [Result({}, {"curvature": h}) for h in found]
+
+
+def _namedlayer_of(task: Task) -> LayerSpec:
+    by_name = {layer["name"]: layer for layer in task.inputs["model"].data["layers"]}
+    return LayerSpec.from_json(by_name[task.where["layer"]])
+
+
+def record(task: Task) -> Result:
+    return record_together([task])[0]
+
+
+def curvature(task: Task) -> Result:
+    return curvature_together([task])[0]
