@@ -39,7 +39,11 @@ def static_shapes(program: Program, model: Any, image_shape: Shape | None = None
         values[slot] = keras.KerasTensor((1, *shape[1:]), dtype=tensor.dtype)
 
     def spec(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return call.operation.compute_output_spec(*args, **kwargs)
+        made = call.operation.compute_output_spec(*args, **kwargs)
+        if any(None in tensor.shape for tensor in keras.tree.flatten(made)):
+            # a layer may repeat an open axis of its configuration although its input is known: trace the call
+            made = keras.Operation.compute_output_spec(call.operation, *args, **kwargs)
+        return made
 
     return {slot: tuple(tensor.shape) for slot, tensor in run(program, values, spec).items()}
 

@@ -84,6 +84,10 @@ def repair(original: Mapping[str, Any], keras_version: str = "") -> Config:
     config.pop("backend", None)
     config.pop("compile_config", None)
     _repair_layer(config, stale_initializers=not version.startswith("3"))
+    for key in ("input_layers", "output_layers"):  # Keras 2 meant the tensor itself by a list of one
+        ends = config["config"].get(key) if isinstance(config.get("config"), dict) else None
+        if isinstance(ends, list) and len(ends) == 1 and isinstance(ends[0], list):
+            config["config"][key] = ends[0]
     config.setdefault("module", "keras.src.models.functional" if config["class_name"] == "Functional" else "keras")
     return config
 

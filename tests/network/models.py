@@ -92,7 +92,7 @@ def channels_first() -> Any:
     import keras
 
     x = keras.Input((3, 8, 9))
-    y = keras.layers.Conv2D(4, 3, padding="same", data_format="channels_first", activation="relu")(x)
+    y = keras.layers.Conv2D(4, 3, padding="same", data_format="channels_first")(x)
     y = keras.layers.BatchNormalization(axis=1)(y)
     y = keras.layers.Conv2D(6, 3, strides=2, groups=2, data_format="channels_first")(y)
     return randomize(keras.Model(x, keras.layers.Dense(3)(keras.layers.Flatten()(y))))

@@ -1,0 +1,310 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lrfgraph.errors import DataError
+from lrfgraph.network.measuring import measure, predict
+from lrfgraph.network.training import CHECKPOINT, finetune, moved
+from lrfgraph.recipe import FinetuneOptions
+
+RANDOM = np.random.default_rng(0)
+OPTIONS = FinetuneOptions(epochs=3, batch=32, learning_rate=1e-2)
+
+
+def blobs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images of three kinds: bright left, bright right, bright below."""
+    random = np.random.default_rng(seed)
+    y = random.integers(0, 3, count)
+    x = random.normal(0, 0.5, (count, 6, 6, 1)).astype(np.float32)
+    x[y == 0, :, :2] += 1
+    x[y == 1, :, 4:] += 1
+    x[y == 2, 4:] += 1
+    return x, y
+
+
+X, Y = blobs(160, 0)
+X_VAL, Y_VAL = blobs(96, 1)
+
+
+def network(seed: int, *, units: int = 3, end: str | None = "softmax", dropout: float = 0.0) -> Any:
+    import keras
+    from keras import layers
+
+    keras.utils.set_random_seed(seed)
+    return keras.Sequential(
+        [
+            layers.Input((6, 6, 1)),
+            layers.Conv2D(4, 3, name="conv"),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.Dropout(dropout),
+            layers.Flatten(),
+            layers.Dense(units, end, name="head"),
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A network trained on labels alone."""
+    model = network(0)
+    options = replace(OPTIONS, alpha=0.0, epochs=4)
+    return finetune(model, network(9), X, Y, X_VAL, Y_VAL, options, "classification", tmp_path_factory.mktemp("t"))[0]
+
+
+def weights(model: Any) -> list[np.ndarray]:
+    return [np.array(w) for w in model.get_weights()]
+
+
+def accuracy(model: Any) -> float:
+    return float(measure(predict(model, X_VAL), Y_VAL, "classification")["accuracy"])
+
+
+# ---- prediction and measures
+
+
+def test_predict_equals_the_model_and_compiles_once() -> None:
+    model = network(1)
+    expected = model(X[:50], training=False).numpy()
+    np.testing.assert_allclose(predict(model, X[:50], batch=16), expected, atol=1e-6)
+    predict(model, X[:70], batch=16)
+    assert model.__dict__["_lrfgraph_forward"].experimental_get_tracing_count() <= 2
+    assert predict(model, X[:0]).shape == (0, 3)
+
+
+def test_predict_takes_a_fixed_batch() -> None:
+    import keras
+
+    inputs = keras.Input(batch_shape=(4, 3))
+    model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+    x = RANDOM.random((10, 3)).astype(np.float32)
+    kernel, bias = model.get_weights()
+    np.testing.assert_allclose(predict(model, x), x @ kernel + bias, atol=1e-6)
+
+
+def test_predict_takes_several_inputs_as_a_list_but_not_one_array() -> None:
+    import keras
+
+    first, second = keras.Input((2,)), keras.Input((3,))
+    model = keras.Model([first, second], keras.layers.Concatenate()([first, second]))
+    a, b = np.ones((5, 2), np.float32), np.zeros((5, 3), np.float32)
+    np.testing.assert_array_equal(predict(model, [a, b], batch=2), np.concatenate([a, b], 1))
+    with pytest.raises(DataError, match="the model has 2 inputs, received 1"):
+        predict(model, a)
+    two = keras.Model(first, [first, first])
+    with pytest.raises(DataError, match="2 outputs"):
+        predict(two, a)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets"),
+    [
+        ([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.1, 0.9]], [0, 1, 0, 0]),
+        ([[5.0, -3.0], [-2.0, 8.0], [60.0, 4.0], [1.0, 9.0]], [0, 1, 0, 0]),
+        ([[5.0, -3.0], [-2.0, 8.0], [60.0, 4.0], [1.0, 9.0]], [[1, 0], [0, 1], [1, 0], [1, 0]]),
+        ([[0.1], [0.8], [0.4], [0.9]], [0, 1, 0, 0]),
+        ([[-3.0], [8.0], [-4.0], [9.0]], [0, 1, 0, 0]),
+        ([[-3.0], [8.0], [-4.0], [9.0]], [[0], [1], [0], [0]]),
+    ],
+)
+def test_accuracy_and_its_standard_error(outputs: list[list[float]], targets: list[Any]) -> None:
+    measured = measure(np.array(outputs), np.array(targets), "classification")
+    assert measured == {"n": 4, "accuracy": 0.75, "accuracy_se": pytest.approx(np.sqrt(0.75 * 0.25 / 4))}
+
+
+def test_mean_squared_error() -> None:
+    outputs = RANDOM.random((1100, 4, 4, 1))
+    targets = RANDOM.random((1100, 4, 4, 1))
+    each = ((outputs - targets) ** 2).mean((1, 2, 3))
+    measured = measure(outputs, targets, "regression")
+    assert measured["mse"] == pytest.approx(each.mean())
+    assert measured["mse_se"] == pytest.approx(each.std() / np.sqrt(1100))
+
+
+def test_what_cannot_be_compared_is_not_measured() -> None:
+    assert measure(np.ones((3, 2)), None, "classification") == {"n": 3}
+    assert measure(np.ones((3, 2)), np.ones((3, 6, 6, 1)), "classification") == {"n": 3}
+    assert measure(np.ones((3, 2)), np.ones((3, 5)), "regression") == {"n": 3}
+
+
+# ---- shifts and mirrors
+
+
+def test_moved_shifts_with_reflection_and_mirrors() -> None:
+    images = np.arange(6.0).reshape(1, 2, 3, 1).repeat(2, 0)
+    result = moved(images, np.array([[1, 0], [0, -1]]), np.array([False, True]))
+    assert result[0, ..., 0].tolist() == [[3, 4, 5], [0, 1, 2]]
+    assert result[1, ..., 0].tolist() == [[1, 0, 1], [4, 3, 4]]
+    np.testing.assert_array_equal(moved(images, np.zeros((2, 2), int), np.zeros(2, bool)), images)
+
+
+def test_moved_leaves_channels_first_channels_alone() -> None:
+    images = RANDOM.random((2, 3, 8, 8))
+    shifts, mirrored = np.array([[1, 2], [-1, 0]]), np.array([True, False])
+    last = moved(np.moveaxis(images, 1, -1), shifts, mirrored)
+    np.testing.assert_array_equal(moved(images, shifts, mirrored), np.moveaxis(last, -1, 1))
+
+
+# ---- fine-tuning
+
+
+def test_training_on_labels_learns(teacher: Any) -> None:
+    assert accuracy(teacher) > 0.85
+
+
+@pytest.mark.parametrize("labels", [Y, None])
+@pytest.mark.parametrize("end", ["softmax", None])
+def test_a_student_learns_from_its_teacher(teacher: Any, end: str | None, labels: Any, tmp_path: Path) -> None:
+    student, original = network(1, end=end), network(0, end=end)
+    original.set_weights(teacher.get_weights())
+    before = accuracy(student)
+    labels_val = None if labels is None else Y_VAL
+    tuned, history = finetune(student, original, X, labels, X_VAL, labels_val, OPTIONS, "classification", tmp_path)
+    assert tuned is student
+    assert accuracy(tuned) > max(before, 0.8)
+    assert [entry["epoch"] for entry in history] == [1, 2, 3]
+    assert history[-1]["learning_rate"] == pytest.approx(0)
+    assert history[-1]["validation_loss"] < 0.3
+    assert ("accuracy" in history[0]) == (labels is not None)
+    assert sum(entry["kept"] for entry in history) == 1
+
+
+def test_probabilities_and_logits_train_alike(teacher: Any, tmp_path: Path) -> None:
+    trained = []
+    for end in ("softmax", None):
+        student, original = network(1, end=end), network(0, end=end)
+        original.set_weights(teacher.get_weights())
+        scratch = tmp_path / str(end)
+        scratch.mkdir()
+        trained.append(finetune(student, original, X, Y, X_VAL, Y_VAL, OPTIONS, "classification", scratch)[1])
+    np.testing.assert_allclose([e["loss"] for e in trained[0]], [e["loss"] for e in trained[1]], rtol=1e-3)
+
+
+def test_one_sigmoid_output(tmp_path: Path) -> None:
+    y, y_val = (Y == 0).astype(np.int64), (Y_VAL == 0).astype(np.int64)
+    student = network(1, units=1, end="sigmoid")
+    options = replace(OPTIONS, alpha=0.2, epochs=4)
+    _, history = finetune(
+        student, network(2, units=1, end="sigmoid"), X, y, X_VAL, y_val, options, "classification", tmp_path
+    )
+    assert max(entry["accuracy"] for entry in history) > 0.85
+
+
+def test_regression_follows_the_teacher_and_own_input(tmp_path: Path) -> None:
+    import keras
+    from keras import layers
+
+    def autoencoder(seed: int) -> Any:
+        keras.utils.set_random_seed(seed)
+        return keras.Sequential(
+            [layers.Input((6, 6, 1)), layers.Conv2D(4, 3, padding="same"), layers.Conv2D(1, 3, padding="same")]
+        )
+
+    student = autoencoder(1)
+    options = replace(OPTIONS, crop=1, alpha=0.1)
+    before = predict(student, X_VAL)
+    tuned, history = finetune(student, autoencoder(0), X, None, X_VAL, None, options, "regression", tmp_path)
+    assert measure(predict(tuned, X_VAL), X_VAL, "regression")["mse"] < 0.5 * np.square(before - X_VAL).mean()
+    assert history[-1]["mse"] < history[0]["mse"]
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at(epoch: int, steps: int) -> Any:
+    def progress(done: int, total: int, message: str) -> None:
+        if done >= epoch * steps:
+            raise Stopped
+
+    return progress
+
+
+@pytest.mark.parametrize("options", [OPTIONS, replace(OPTIONS, crop=1, flip=True, weight_decay=0.1)])
+def test_an_interrupted_training_goes_on_to_the_same_result(
+    teacher: Any, options: FinetuneOptions, tmp_path: Path
+) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "torn").mkdir()
+
+    def arguments(scratch: str) -> tuple[Any, ...]:
+        student = network(1, dropout=0.2)
+        return student, teacher, X, Y, X_VAL, Y_VAL, options, "classification", tmp_path / scratch
+
+    whole, history = finetune(*arguments("whole"))
+    with pytest.raises(Stopped):
+        finetune(*arguments("torn"), progress=stop_at(2, len(X) // options.batch))
+    told: list[tuple[int, int, str]] = []
+    resumed, resumed_history = finetune(*arguments("torn"), progress=lambda *said: told.append(said))
+    assert told[0][:2] == (10, 15)
+    assert told[0][2].startswith("epoch 3 of 3, validation ")
+    for a, b in zip(weights(whole), weights(resumed), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert [e["loss"] for e in history] == pytest.approx([e["loss"] for e in resumed_history], rel=1e-4)
+
+
+@pytest.mark.parametrize("damage", [b"", b"no archive", None])
+def test_a_damaged_checkpoint_starts_anew(teacher: Any, damage: bytes | None, tmp_path: Path) -> None:
+    options = replace(OPTIONS, epochs=1)
+    arguments = (teacher, X, Y, X_VAL, Y_VAL, options, "classification", tmp_path)
+    finetune(network(1), *arguments)
+    path = tmp_path / CHECKPOINT
+    content = path.read_bytes()
+    middle = len(content) // 2
+    path.write_bytes(content[:middle] + b"\xff\x00\xff" + content[middle + 3 :] if damage is None else damage)
+    told: list[int] = []
+    _, history = finetune(network(1), *arguments, progress=lambda done, total, message: told.append(done))
+    assert told[0] == 0
+    assert len(history) == 1
+
+
+def test_training_that_only_harms_changes_nothing(teacher: Any, tmp_path: Path) -> None:
+    student = network(0)
+    student.set_weights(teacher.get_weights())
+    options = replace(OPTIONS, epochs=1, learning_rate=1e3)
+    _, history = finetune(student, teacher, X, Y, X_VAL, Y_VAL, options, "classification", tmp_path)
+    for a, b in zip(weights(student), weights(teacher), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not history[0]["kept"]
+
+
+def test_no_epochs_leave_the_student_untouched(teacher: Any, tmp_path: Path) -> None:
+    student = network(1)
+    before = weights(student)
+    options = replace(OPTIONS, epochs=0)
+    assert finetune(student, teacher, X, Y, X_VAL, Y_VAL, options, "classification", tmp_path)[1] == []
+    assert all(np.array_equal(a, b) for a, b in zip(before, weights(student), strict=True))
+    assert not list(tmp_path.iterdir())
+
+
+def test_frozen_layers_learn_and_stay_marked_as_frozen(teacher: Any, tmp_path: Path) -> None:
+    student = network(1)
+    student.get_layer("conv").trainable = False
+    before = student.get_layer("conv").get_weights()[0]
+    finetune(student, teacher, X, Y, X_VAL, Y_VAL, OPTIONS, "classification", tmp_path)
+    assert not np.allclose(before, student.get_layer("conv").get_weights()[0])
+    assert [layer.trainable for layer in student.layers[:2]] == [False, True]
+
+
+def test_weight_decay_acts_on_original_kernels_alone(teacher: Any, tmp_path: Path) -> None:
+    norms = []
+    for decay in (0.0, 5.0):
+        student = network(1)
+        student.get_layer("head").name = "head_factor"
+        scratch = tmp_path / str(decay)
+        scratch.mkdir()
+        options = replace(OPTIONS, weight_decay=decay, learning_rate=1e-3)
+        finetune(student, network(1), X, None, X_VAL, None, options, "classification", scratch)
+        norms.append([float(np.linalg.norm(student.layers[index].get_weights()[0])) for index in (0, -1)])
+    assert norms[1][0] <= norms[0][0]
+
+
+def test_a_crop_as_large_as_the_image_is_refused(teacher: Any, tmp_path: Path) -> None:
+    options = replace(OPTIONS, crop=6)
+    with pytest.raises(DataError, match=r"crop 6 is too large for images of shape \(6, 6, 1\)"):
+        finetune(network(1), teacher, X, Y, X_VAL, Y_VAL, options, "classification", tmp_path)
