@@ -13,7 +13,7 @@ from lrfgraph.network.training import CHECKPOINT, finetune, moved
 from lrfgraph.recipe import FinetuneOptions
 
 RANDOM = np.random.default_rng(0)
-OPTIONS = FinetuneOptions(epochs=3, batch=32, learning_rate=1e-2)
+OPTIONS = FinetuneOptions(epochs=3, batch=16, learning_rate=3e-2)
 
 
 def blobs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -40,7 +40,7 @@ def network(seed: int, *, units: int = 3, end: str | None = "softmax", dropout: 
         [
             layers.Input((6, 6, 1)),
             layers.Conv2D(4, 3, name="conv"),
-            layers.BatchNormalization(),
+            layers.BatchNormalization(momentum=0.7),
             layers.ReLU(),
             layers.Dropout(dropout),
             layers.Flatten(),
@@ -73,7 +73,7 @@ def test_predict_equals_the_model_and_compiles_once() -> None:
     expected = model(X[:50], training=False).numpy()
     np.testing.assert_allclose(predict(model, X[:50], batch=16), expected, atol=1e-6)
     predict(model, X[:70], batch=16)
-    assert model.__dict__["_lrfgraph_forward"].experimental_get_tracing_count() <= 2
+    assert model.__dict__["_lrfgraph_forward"].experimental_get_tracing_count() == 1
     assert predict(model, X[:0]).shape == (0, 3)
 
 
@@ -139,7 +139,7 @@ def test_moved_shifts_with_reflection_and_mirrors() -> None:
     images = np.arange(6.0).reshape(1, 2, 3, 1).repeat(2, 0)
     result = moved(images, np.array([[1, 0], [0, -1]]), np.array([False, True]))
     assert result[0, ..., 0].tolist() == [[3, 4, 5], [0, 1, 2]]
-    assert result[1, ..., 0].tolist() == [[1, 0, 1], [4, 3, 4]]
+    assert result[1, ..., 0].tolist() == [[1, 2, 1], [4, 5, 4]]
     np.testing.assert_array_equal(moved(images, np.zeros((2, 2), int), np.zeros(2, bool)), images)
 
 
@@ -213,14 +213,14 @@ def test_regression_follows_the_teacher_and_own_input(tmp_path: Path) -> None:
     assert history[-1]["mse"] < history[0]["mse"]
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     pass
 
 
 def stop_at(epoch: int, steps: int) -> Any:
     def progress(done: int, total: int, message: str) -> None:
         if done >= epoch * steps:
-            raise Stopped
+            raise StoppedError
 
     return progress
 
@@ -237,11 +237,11 @@ def test_an_interrupted_training_goes_on_to_the_same_result(
         return student, teacher, X, Y, X_VAL, Y_VAL, options, "classification", tmp_path / scratch
 
     whole, history = finetune(*arguments("whole"))
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         finetune(*arguments("torn"), progress=stop_at(2, len(X) // options.batch))
     told: list[tuple[int, int, str]] = []
     resumed, resumed_history = finetune(*arguments("torn"), progress=lambda *said: told.append(said))
-    assert told[0][:2] == (10, 15)
+    assert told[0][:2] == (20, 30)
     assert told[0][2].startswith("epoch 3 of 3, validation ")
     for a, b in zip(weights(whole), weights(resumed), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

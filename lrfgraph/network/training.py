@@ -1,0 +1,297 @@
+"""One-shot fine-tuning of a whole network with the original as its teacher."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrfgraph.errors import DataError
+from lrfgraph.network.losses import FORMS, form_of
+from lrfgraph.network.measuring import compiled_forward, measure, predict
+from lrfgraph.recipe import FinetuneOptions
+from lrfgraph.sources import channel_axis
+
+__all__ = ["History", "finetune", "measure", "predict"]
+
+Array = NDArray[Any]
+History = list[dict[str, Any]]
+Progress = Callable[[int, int, str], None]
+
+CHECKPOINT = "finetune.npz"
+LARGEST_ANSWERS = 1 << 28  # bytes of the teacher's answers that are kept; beyond, it is asked anew each step
+
+
+def finetune(
+    student: Any,
+    teacher: Any,
+    x: Any,
+    y: Array | None,
+    x_val: Any,
+    y_val: Array | None,
+    options: FinetuneOptions | Mapping[str, Any],
+    task: str,
+    scratch: Path,
+    progress: Progress = lambda done, total, message: None,
+) -> tuple[Any, History]:
+    """Train the whole student once and return it, with its best epoch's weights, and one entry per epoch.
+
+    Loss: α·KL(teacher‖student at temperature T)·T² + (1 − α)·cross-entropy, or the same of mean squared errors for
+    a regression; without labels α = 1. The epoch with the best validation accuracy (then loss) is kept, the state
+    before training included. After each epoch all state goes to `scratch`; called again with the same arguments
+    and folder, it goes on there.
+    """
+    options = FinetuneOptions(**options) if isinstance(options, Mapping) else options
+    if options.epochs == 0:
+        return student, []
+    with _all_trainable(student):
+        return student, _Run(student, teacher, x, y, x_val, y_val, options, task, scratch, progress).train()
+
+
+@contextmanager
+def _all_trainable(model: Any) -> Iterator[None]:
+    """Let frozen layers learn, and leave the flags as they were."""
+    flags = [(layer, layer.trainable) for layer in model._flatten_layers()]
+    for layer, _ in flags:
+        layer.trainable = True
+    try:
+        yield
+    finally:
+        for layer, flag in flags:  # outer ones first: a flag is handed down
+            layer.trainable = flag
+
+
+class _Run:
+    """The state of one training: models, optimizer, best weights, history."""
+
+    def __init__(
+        self,
+        student: Any,
+        teacher: Any,
+        x: Any,
+        y: Array | None,
+        x_val: Any,
+        y_val: Array | None,
+        options: FinetuneOptions,
+        task: str,
+        scratch: Path,
+        progress: Progress,
+    ) -> None:
+        import keras
+
+        self.student, self.teacher, self.x, self.x_val = student, teacher, x, x_val
+        self.options, self.task, self.scratch, self.progress = options, task, scratch, progress
+        self.batch = min(options.batch, len(x))
+        self.steps = len(x) // self.batch  # a short last batch would unsettle BatchNorm; the order changes each epoch
+        if options.crop >= max(min(_spatial(x.shape).values(), default=options.crop + 1), 1):
+            raise DataError(f"[finetune] crop {options.crop} is too large for images of shape {x.shape[1:]}")
+        own = task == "regression" and tuple(student.outputs[0].shape[1:]) == tuple(x.shape[1:])
+        self.y = y if y is not None or not own else x
+        self.y_val = y_val if y_val is not None or not own else x_val
+        self.labels = options.labels and self.y is not None and options.alpha < 1
+        self.answers_val = predict(teacher, x_val)
+        self.form = form_of(self.answers_val, task)
+        self.augments = options.crop > 0 or options.flip
+        size = 4 * len(x) * math.prod(self.answers_val.shape[1:])
+        self.answers = None if self.augments or size > LARGEST_ANSWERS else predict(teacher, x)
+        self.optimizer = keras.optimizers.Adam(options.learning_rate)
+        self.optimizer.build(student.trainable_variables)
+        self.step = self._compiled_step()
+        self.history: History = []
+        for index, variable in enumerate(self._seeds()):
+            variable.assign(np.array([options.seed, index], variable.dtype))
+        self.best = self._weights()
+        self.best_score = self._score()[0]
+
+    def train(self) -> History:
+        self._resume()
+        self._started, self._resumed_at = time.monotonic(), len(self.history)
+        for epoch in range(len(self.history), self.options.epochs):
+            before = time.monotonic()
+            loss = self._epoch(epoch)
+            score, measured = self._score()
+            rate = self._rate((epoch + 1) * self.steps)
+            self.history.append({"epoch": epoch + 1, "loss": loss, **measured, "learning_rate": rate})
+            self.history[-1]["seconds"] = round(time.monotonic() - before, 3)
+            if score > self.best_score:
+                self.best, self.best_score = self._weights(), score
+                for entry in self.history:
+                    entry["kept"] = False
+            self.history[-1]["kept"] = self.best_score == score
+            self._save()
+            if not math.isfinite(loss):
+                break  # nothing after it is finite either; the best epoch stands
+        for variable, value in zip(self.student.variables, self.best, strict=True):
+            variable.assign(value)
+        return self.history
+
+    def _epoch(self, epoch: int) -> float:
+        random = np.random.default_rng([self.options.seed, epoch])
+        order = random.permutation(len(self.x))
+        axes = len(_spatial(self.x.shape))
+        losses = []
+        for step in range(self.steps):
+            chosen = np.sort(order[step * self.batch : (step + 1) * self.batch])
+            images = np.asarray(self.x[chosen], np.float32)
+            labels = self._labels(chosen, images)
+            if self.augments:
+                shifts = random.integers(-self.options.crop, self.options.crop + 1, (len(chosen), axes))
+                mirrored = (random.random(len(chosen)) < 0.5) & self.options.flip
+                images = moved(images, shifts, mirrored)
+                if labels.ndim == images.ndim:
+                    labels = moved(labels, shifts, mirrored)
+            answers = compiled_forward(self.teacher)(images) if self.answers is None else self.answers[chosen]
+            done = epoch * self.steps + step
+            self.optimizer.learning_rate.assign(self._rate(done))
+            losses.append(self.step(images, answers, labels))
+            if step % 10 == 0:
+                self._tell(done)
+        return float(np.mean([float(loss) for loss in losses]))
+
+    def _labels(self, chosen: Array, images: Array) -> Array:
+        if not self.labels:
+            return np.zeros(len(chosen), np.float32)
+        if self.y is self.x:
+            return images
+        assert self.y is not None
+        return np.asarray(self.y[chosen])
+
+    def _rate(self, done: int) -> float:
+        return 0.5 * self.options.learning_rate * (1 + math.cos(math.pi * done / (self.options.epochs * self.steps)))
+
+    def _tell(self, done: int) -> None:
+        total, start = self.options.epochs * self.steps, self._resumed_at * self.steps
+        spent = time.monotonic() - self._started
+        left = f", {spent / (done - start) * (total - done):.0f} s left" if done > start else ""
+        last = self.history[-1] if self.history else {}
+        score = f", validation {100 * last['accuracy']:.2f} %" if "accuracy" in last else ""
+        self.progress(done, total, f"epoch {done // self.steps + 1} of {self.options.epochs}{score}{left}")
+
+    def _compiled_step(self) -> Callable[[Any, Any, Any], Any]:
+        import tensorflow as tf
+
+        student, optimizer, decay = self.student, self.optimizer, self.options.weight_decay
+        original = {(v.path, tuple(v.shape)) for v in self.teacher.trainable_variables}
+        variables = student.trainable_variables
+        decayed = [v for v in variables if v.name == "kernel" and (v.path, tuple(v.shape)) in original]
+
+        @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+        def step(images: Any, answers: Any, labels: Any) -> Any:
+            with tf.GradientTape() as tape:
+                outputs = tf.nest.flatten(student(images, training=True))[0]
+                loss = self._loss(outputs, answers, labels)
+            gradients = tape.gradient(loss, [v.value for v in variables], unconnected_gradients="zero")
+            optimizer.apply(gradients, variables)
+            for variable in decayed if decay else ():
+                variable.assign_sub(optimizer.learning_rate * decay * variable)
+            return loss
+
+        compiled: Callable[[Any, Any, Any], Any] = step
+        return compiled
+
+    def _loss(self, outputs: Any, answers: Any, labels: Any) -> Any:
+        import tensorflow as tf
+
+        outputs, answers = tf.cast(outputs, tf.float32), tf.cast(answers, tf.float32)
+        form = FORMS[self.form]
+        student = form.logits(outputs)
+        loss = form.compare(form.logits(answers), student, self.options.temperature)
+        if not self.labels:
+            return loss
+        alpha = self.options.alpha
+        return alpha * loss + (1 - alpha) * form.labelled(tf.convert_to_tensor(labels), student)
+
+    def _score(self) -> tuple[tuple[float, float], dict[str, float]]:
+        """Return what epochs are ordered by, and the validation's measures."""
+        outputs = predict(self.student, self.x_val)
+        total = 0.0
+        for start in range(0, len(outputs), 256):
+            part = slice(start, start + 256)
+            labels = np.asarray(self.y_val[part]) if self.y_val is not None else None
+            total += self._validation_loss(outputs[part], self.answers_val[part], labels) * len(outputs[part])
+        loss = total / len(outputs)
+        measured = measure(outputs, self.y_val, self.task)
+        said = {name: float(value) for name, value in measured.items() if name in ("accuracy", "mse")}
+        finite = loss if math.isfinite(loss) else math.inf
+        return (said.get("accuracy", 0.0), -finite), {**said, "validation_loss": loss}
+
+    def _validation_loss(self, outputs: Array, answers: Array, labels: Array | None) -> float:
+        without, self.labels = self.labels, self.labels and labels is not None
+        loss = float(self._loss(outputs, answers, labels))
+        self.labels = without
+        return loss
+
+    def _seeds(self) -> list[Any]:
+        return [v for v in self.student.variables if "seed_generator" in v.path]
+
+    def _weights(self) -> list[Array]:
+        return _values(self.student.variables)
+
+    def _save(self) -> None:
+        """Write all state of the finished epoch; renamed into place, so that a half-written file is never read."""
+        groups = {"weights": self._weights(), "optimizer": _values(self.optimizer.variables)}
+        arrays = {
+            f"{name}/{i}": a for name, group in (groups | {"best": self.best}).items() for i, a in enumerate(group)
+        }
+        said = json.dumps({"history": self.history, "score": self.best_score}).encode()
+        temporary = self.scratch / f"{CHECKPOINT}.{os.getpid()}.tmp"
+        with temporary.open("wb") as opened:
+            np.savez(opened, allow_pickle=False, said=np.frombuffer(said, np.uint8), **arrays)
+            opened.flush()
+            os.fsync(opened.fileno())
+        temporary.replace(self.scratch / CHECKPOINT)
+
+    def _resume(self) -> None:
+        """Take up the last finished epoch, where there is one that can be read whole."""
+        targets = {"weights": self.student.variables, "optimizer": self.optimizer.variables}
+        try:
+            with (self.scratch / CHECKPOINT).open("rb") as opened, np.load(opened, allow_pickle=False) as saved:
+                said = json.loads(saved["said"].tobytes())
+                values = {name: [saved[f"{name}/{i}"] for i in range(len(v))] for name, v in targets.items()}
+                best = [saved[f"best/{i}"] for i in range(len(self.best))]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return
+        pairs = [(v, a) for name in targets for v, a in zip(targets[name], values[name], strict=True)]
+        if any(tuple(variable.shape) != value.shape for variable, value in pairs):
+            return
+        for variable, value in pairs:
+            variable.assign(value)
+        self.best, self.history, self.best_score = best, said["history"], tuple(said["score"])
+
+
+def _values(variables: list[Any]) -> list[Array]:
+    import keras
+
+    return [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
+
+
+def moved(images: Array, shifts: Array, mirrored: Array) -> Array:
+    """Shift each image along its spatial axes, edges reflected, and mirror some along the last one.
+
+    images : (n, …), channels first or last.  shifts : (n, spatial axes).  mirrored : (n,) booleans.
+    """
+    spatial = _spatial(images.shape)
+    for column, (axis, size) in enumerate(spatial.items()):
+        index = np.abs(np.arange(size) + shifts[:, column, None])
+        index = (size - 1) - np.abs((size - 1) - index)
+        if column == len(spatial) - 1:
+            index = np.where(mirrored[:, None], size - 1 - index, index)
+        shape = [len(images)] + [1] * (images.ndim - 1)
+        shape[axis] = size
+        images = np.take_along_axis(images, index.reshape(shape), axis)
+    return images
+
+
+def _spatial(shape: tuple[int, ...]) -> dict[int, int]:
+    """Spatial axes of a batch of images and their sizes."""
+    channels = channel_axis(tuple(shape[1:])) % (len(shape) - 1) + 1
+    return {axis: size for axis, size in enumerate(shape) if axis not in (0, channels)}
