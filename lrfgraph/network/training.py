@@ -180,9 +180,11 @@ class _Run:
         import tensorflow as tf
 
         student, optimizer, decay = self.student, self.optimizer, self.options.weight_decay
-        original = {(v.path, tuple(v.shape)) for v in self.teacher.trainable_variables}
+        # A kernel that the original has too, by its layer's name and its shape, is no factor.
+        original = {(*v.path.split("/")[-2:], tuple(v.shape)) for v in self.teacher.variables}
         variables = student.trainable_variables
-        decayed = [v for v in variables if v.name == "kernel" and (v.path, tuple(v.shape)) in original]
+        kernels = [v for v in variables if v.name == "kernel"]
+        decayed = [v for v in kernels if (*v.path.split("/")[-2:], tuple(v.shape)) in original]
 
         @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
         def step(images: Any, answers: Any, labels: Any) -> Any:
