@@ -24,6 +24,7 @@ __all__ = ["Archive", "digest", "model_digest", "one_line", "open_archive", "rea
 Arrays = dict[str, NDArray[Any]]
 EXPANSION = 64  # a file may unpack to this many times its size …
 SLACK = 1 << 20  # … and this many bytes
+PASSING = {"compile_config", "keras_version", "backend", "shared_object_id"}
 LFS = b"version https://git-lfs"
 
 
@@ -72,12 +73,19 @@ def model_digest(path: Path | str) -> str:
     has the same digest.  Raises ModelError for what is no model file.
     """
     archive = open_archive(Path(path))
-    config = {k: v for k, v in (archive.config or {}).items() if k not in {"compile_config", "keras_version"}}
+    config = _lasting(archive.config or {})
     if archive.order:
         weights: Any = [[name, [digest(archive.weights[p]) for p in paths]] for name, paths in archive.order if paths]
     else:
         weights = [[name, digest(archive.weights[name])] for name in sorted(archive.weights)]
     return digest({"config": config, "weights": weights})
+
+
+def _lasting(config: Any) -> Any:
+    """Drop from a configuration what changes from one saving to the next: addresses, versions, compile options."""
+    if isinstance(config, dict):
+        return {key: _lasting(value) for key, value in config.items() if key not in PASSING}
+    return [_lasting(item) for item in config] if isinstance(config, list) else config
 
 
 def open_archive(path: Path) -> Archive:

@@ -162,7 +162,7 @@ def _without_names(config: Any) -> Any:
         return config
     kept = {}
     for key, value in config.items():
-        if key in {"name", "trainable", "build_config", "seed"} or key.endswith(IGNORED):
+        if key in {"name", "trainable", "build_config", "seed", "shared_object_id"} or key.endswith(IGNORED):
             continue
         inner = isinstance(value, dict) and isinstance(value.get("config"), dict) and "DTypePolicy" not in str(value)
         kept[key] = {"class_name": value["class_name"], "config": _without_names(value["config"])} if inner else value

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from lrfgraph.errors import LrfError, ModelError
 from lrfgraph.network.archive import Archive, model_digest, one_line, open_archive, read_config
 from lrfgraph.network.legacy import repair
 
-__all__ = ["load_model", "model_digest"]
+__all__ = ["load_model", "locate_operations", "model_digest"]
 
 Config = dict[str, Any]
 
@@ -52,6 +53,7 @@ PLAIN = {
     "function",
 }
 GRAPHS = {"Sequential", "Functional"}
+OPERATION_MODULES = ("numpy", "nn", "core", "math", "image", "linalg")
 NAMESPACES = ("layers", "models", "initializers", "regularizers", "constraints", "activations", "dtype_policies")
 GROWTH = 4  # a model may need this many times the bytes of its file's weights …
 SLACK = 1 << 20  # … and this many bytes
@@ -88,6 +90,7 @@ def load_model(
     try:
         objects = _custom_objects(custom)
         config = repair(config, archive.keras if architecture is None else "")
+        locate_operations(config)
         _screen(config, objects, unsafe, path)
         if archive.backend == "theano":
             raise ModelError(
@@ -105,7 +108,7 @@ def load_model(
 
 
 def _keras_says(error: Exception) -> str:
-    text = str(error)
+    text = str(error).rpartition("Exception encountered: ")[2]
     if "Could not interpret activation" in text or "Could not locate function" in text or "Unknown" in text:
         return one_line(text, 160) + "; supply what is missing with --custom package.module:Name"
     return one_line(text, 200)
@@ -150,6 +153,34 @@ def _entries(config: Config) -> Iterator[tuple[Config, str]]:
             waiting += [(item, owner) for item in value]
 
 
+def locate_operations(config: Config) -> bool:
+    """Say in a legacy configuration where its operations (``x + y``, ``ops.relu(x)``) live; return whether any do.
+
+    Keras writes them into HDF5 files by class alone and then cannot find them itself.
+    """
+    import keras
+
+    spaces = [importlib.import_module(f"keras.src.ops.{name}") for name in OPERATION_MODULES]
+    found = False
+    for entry, _ in _entries(config):
+        # some classes have the name of a layer (Add, Multiply), but every layer says whether it is trainable
+        name, nodes = entry["class_name"], entry.get("inbound_nodes")
+        if (
+            "module" in entry
+            or not nodes
+            or not isinstance(nodes[0], dict)
+            or "trainable" in _as_dict(entry.get("config"))
+        ):
+            continue
+        for space in spaces:
+            cls = vars(space).get(name)
+            if isinstance(cls, type) and issubclass(cls, keras.Operation):
+                entry.update(module=space.__name__, registered_name=name)
+                found = True
+                break
+    return found
+
+
 def _as_dict(value: Any) -> Config:
     return value if isinstance(value, dict) else {}
 
@@ -166,7 +197,7 @@ def _known(entry: Config, objects: Mapping[str, Any]) -> bool:
         function = entry.get("config")
         return function in objects or (isinstance(module, str) and module.startswith(FUNCTION_MODULES))
     if "module" not in entry:
-        return name in PLAIN or any(hasattr(getattr(keras, space), name) for space in NAMESPACES)
+        return name in PLAIN | GRAPHS or any(hasattr(getattr(keras, space), name) for space in NAMESPACES)
     return name in PLAIN or (isinstance(module, str) and module.split(".")[0] == "keras")
 
 
@@ -234,7 +265,9 @@ def _build(config: Config, archive: Archive, objects: Mapping[str, Any], unsafe:
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / "model.weights.h5"
             copy.write_bytes(archive.raw)
-            model.load_weights(copy)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # a layer that is skipped would keep random weights
+                model.load_weights(copy)
     return model
 
 

@@ -20,7 +20,7 @@ from lrfgraph.network.chains import Chain, Made, make_layers
 from lrfgraph.network.counting import count, static_shapes
 from lrfgraph.network.layers import Array
 from lrfgraph.network.program import flatten, input_structure
-from lrfgraph.network.reading import load_model
+from lrfgraph.network.reading import load_model, locate_operations
 
 __all__ = ["FILES", "Chain", "count", "rebuild", "save", "verify_files"]
 
@@ -125,9 +125,21 @@ def save(model: Any, folder: Path) -> tuple[Path, ...]:
         for path in written:
             try:
                 model.save(path)
+                if path.suffix == ".h5":
+                    _locate_operations_in(path)
             except (OSError, ValueError, TypeError) as error:
                 raise OutputError(f"{path}: cannot be written ({one_line(error)})") from error
     return written
+
+
+def _locate_operations_in(path: Path) -> None:
+    import h5py
+
+    with h5py.File(path, "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        if locate_operations(config):
+            del file.attrs["model_config"]
+            file.attrs["model_config"] = json.dumps(config).encode()
 
 
 @contextmanager

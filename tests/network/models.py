@@ -138,8 +138,8 @@ def residual() -> Any:
     return randomize(keras.Model(x, k.Dense(3, name="logits")(y), name="net"))
 
 
-def shared() -> Any:
-    """One convolution called three times, once through a nested model."""
+def shared_with_nested() -> Any:
+    """One convolution called three times, once through a nested model; Keras' own files lose such sharing."""
     import keras
 
     k = keras.layers
@@ -151,18 +151,30 @@ def shared() -> Any:
     return randomize(keras.Model(x, k.Flatten()(nested(y))))
 
 
-def nested() -> Any:
-    """A Sequential and a Functional model inside another, the first called twice."""
+def shared() -> Any:
     import keras
 
     k = keras.layers
-    block = keras.Sequential(
-        [keras.Input((8, 8, 3)), k.Conv2D(3, 3, padding="same", name="conv"), k.ReLU()], name="block"
-    )
-    z = keras.Input((8, 8, 3))
-    deep = keras.Model(z, k.Add()([z, k.Conv2D(3, 3, padding="same", name="conv")(block(z))]), name="deep")
     x = keras.Input((8, 8, 3))
-    return randomize(keras.Model(x, k.Dense(2, name="head")(k.Flatten()(deep(block(x))))))
+    conv = k.Conv2D(3, 3, padding="same", name="shared")
+    return randomize(keras.Model(x, k.Flatten()(k.Add()([conv(k.ReLU()(conv(x))), conv(x)]))))
+
+
+def nested() -> Any:
+    """A Sequential model, called twice, and a Functional one with another inside."""
+    import keras
+
+    k = keras.layers
+
+    def block(name: str) -> Any:
+        layers = [keras.Input((8, 8, 3)), k.Conv2D(3, 3, padding="same", name=f"{name}_conv"), k.ReLU()]
+        return keras.Sequential(layers, name=name)
+
+    z = keras.Input((8, 8, 3))
+    deep = keras.Model(z, k.Add()([z, k.Conv2D(3, 3, padding="same", name="conv")(block("inner")(z))]), name="deep")
+    x = keras.Input((8, 8, 3))
+    twice = block("block")
+    return randomize(keras.Model(x, k.Dense(2, name="head")(k.Flatten()(deep(twice(twice(x)))))))
 
 
 def many() -> Any:
@@ -207,7 +219,7 @@ def frozen_mixed() -> Any:
 GRAPHS: dict[str, Callable[[], Any]] = {
     make.__name__: make
     for make in (
-        channels_first, sequential, sequential_without_input, residual, shared, nested, many, two_lists, open_size,
+        channels_first, sequential, sequential_without_input, residual, shared, shared_with_nested, nested, many, two_lists, open_size,
         frozen_mixed,
     )
 }  # fmt: skip

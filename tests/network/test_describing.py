@@ -146,7 +146,7 @@ def test_tails(make: Any, tail: str) -> None:
 
 
 def test_shared_layers_are_described_once_with_every_call() -> None:
-    specs = by_name(describe(MODELS["shared"]()))
+    specs = by_name(describe(MODELS["shared_with_nested"]()))
     assert specs["shared"].input_shapes == ((8, 8, 4),) * 3
     assert specs["shared"].batchnorm == ""
     assert not any(name.endswith("/shared") for name in specs)
@@ -154,8 +154,8 @@ def test_shared_layers_are_described_once_with_every_call() -> None:
 
 def test_nested_layers_have_paths() -> None:
     specs = by_name(describe(MODELS["nested"]()))
-    assert {"block/conv", "deep/conv", "head"} <= set(specs)
-    assert len(specs["block/conv"].input_shapes) == 2
+    assert {"block/block_conv", "deep/conv", "deep/inner/inner_conv", "head"} <= set(specs)
+    assert len(specs["block/block_conv"].input_shapes) == 2
 
 
 def test_channels_first_shapes_are_given_channels_last() -> None:
