@@ -35,7 +35,7 @@ def execute(
     on_event: Listener | None = None,
     max_cache: int | None = None,
 ) -> dict[str, Ref]:
-    """Compute what the store does not hold and return a Ref for every node that is needed.
+    """Compute what the store does not hold and return a Ref for every node that it holds then.
 
     targets : the nodes that are wanted; all by default. What only cached nodes read is not computed.
     on : workers that stay up between calls (`workers_for`); otherwise they are made from `threads`, `workers` and
@@ -61,7 +61,7 @@ def execute(
             _tell_reused(needed, store, told, listener)
             missing = [found for found in needed if not found.cached]
             if not missing:
-                return {found.node.name: found.ref for found in needed}
+                return {name: found.ref for name, found in resolution.nodes.items() if found.cached}
             if runner is None:
                 _check_budget(missing, store, max_cache)
                 runner = on or workers_for(threads, workers, scheduler)

@@ -95,7 +95,10 @@ class _Index:
 
 
 def plan(resolution: Resolution, store: Store, targets: Iterable[str] | None = None) -> Plan:
-    """Explain and estimate what `execute` would do. Reads at most `INDEXED` manifests of a kind, of missing nodes only."""
+    """Explain and estimate what `execute` would do.
+
+    Reads at most `INDEXED` manifests of a kind, and only of kinds that have missing nodes.
+    """
     needed = resolution.needed(targets)
     indexes = {step: _index(store, step) for step in {found.node.step for found in needed if not found.cached}}
     whys: dict[str, str] = {}
@@ -134,7 +137,7 @@ def _why(found: Resolved, index: _Index, whys: Mapping[str, str]) -> str:
         return "never computed"
     differing = _differing(nearest.parts, parts)
     if not differing:
-        return "it was removed from the cache, or is damaged"
+        return "another run is just computing it"
     said = []
     for part in differing[:MANY_SHOWN]:
         head, _, name = part.partition(".")

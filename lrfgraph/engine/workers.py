@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, wait
 from typing import Any, Protocol
 
 from lrfgraph.engine.events import Event, Listener
@@ -20,6 +20,7 @@ from lrfgraph.engine.tasks import Local, Outcome, Work, compute
 __all__ = ["Cluster", "Graph", "Job", "Threads", "Workers", "one_blas_thread", "workers_for"]
 
 PATIENCE = 1.0
+GLANCE = 0.1
 TOPIC = "lrfgraph"
 BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 
@@ -58,10 +59,14 @@ class Threads:
         from dask import threaded
 
         context = Local(store, listener)
-        pool = _DaemonThreads(self.count)
+        pool, scheduler = _DaemonThreads(self.count), _DaemonThreads(1)
         try:
             with one_blas_thread():
-                results = threaded.get(_tasks(graph, context), list(graph), pool=pool)
+                results = scheduler.submit(threaded.get, _tasks(graph, context), list(graph), pool=pool)
+                scheduler.stop(0.0)
+                # Dask waits without a time limit, where a signal that comes just before is not seen: wait for it here
+                while not results.done():
+                    wait([results], timeout=GLANCE)
         except BaseException:
             # a thread cannot be killed: wait a moment for those that are nearly done, then leave them behind
             context.stop()
@@ -69,7 +74,7 @@ class Threads:
             context.let_go()
             raise
         pool.stop(PATIENCE)
-        return list(results)
+        return list(results.result())
 
     def close(self) -> None:
         """Nothing stays open between runs."""
@@ -104,7 +109,7 @@ class Cluster:
         futures: list[Any] = []
         try:
             futures = client.get(_tasks(graph, Remote(store, topic)), list(graph), sync=False)
-            for _, outcome in as_completed(futures, with_results=True):
+            for _, outcome in as_completed(futures, loop=client.loop, with_results=True):
                 outcomes.append(outcome)
                 for event in outcome.events:
                     emit(event)

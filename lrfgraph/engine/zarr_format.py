@@ -40,7 +40,9 @@ def describe(array: NDArray[Any], chunk_bytes: int = CHUNK_BYTES) -> dict[str, A
 def encode(arrays: Arrays, chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[str, list[Any]]]:
     """Yield the files of a group: relative path and the buffers that make up its content, in order.
 
-    The root carries consolidated metadata, so that zarr-python finds the members without listing the folder.
+    Without arrays there is no group and nothing is yielded: a result that fits in the manifest is one file. The root
+    carries consolidated metadata, so that zarr-python finds the members without listing the folder.
+
     Raises ValueError for a name that is no path of plain parts or that is both an array and a group.
     """
     described = {name: describe(np.asarray(array), chunk_bytes) for name, array in sorted(arrays.items())}
@@ -54,11 +56,10 @@ def encode(arrays: Arrays, chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[str
             if above in described:
                 raise ValueError(f"{above!r} is an array and cannot hold {name!r}")
             members[above] = GROUP
-    root = GROUP
-    if members:
-        inline = {"kind": "inline", "must_understand": False, "metadata": {k: members[k] for k in sorted(members)}}
-        root = {**GROUP, "consolidated_metadata": inline}
-    yield "zarr.json", [_json(root)]
+    if not members:
+        return
+    inline = {"kind": "inline", "must_understand": False, "metadata": {k: members[k] for k in sorted(members)}}
+    yield "zarr.json", [_json({**GROUP, "consolidated_metadata": inline})]
     for name, metadata in members.items():
         yield f"{name}/zarr.json", [_json(metadata)]
     for name, info in described.items():

@@ -58,7 +58,8 @@ def choose(task: Task) -> Result:
 
 
 def fail(task: Task) -> Result:
-    """Fails as `kind` says."""
+    """Fails as `kind` says, a moment after what runs beside it has begun."""
+    time.sleep(0.1)
     if task.params["kind"] == "user":
         raise DataError("images are wrong; received none; give some")
     raise ZeroDivisionError("a bug")

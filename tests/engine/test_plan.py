@@ -1,0 +1,122 @@
+"""The plan says what will run and why, and agrees with what then runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from toys import STEPS, grid
+
+from lrfgraph.engine.execute import execute
+from lrfgraph.engine.nodes import Node, Ref
+from lrfgraph.engine.plan import Plan, plan
+from lrfgraph.engine.resolve import resolve
+from lrfgraph.engine.store import Store
+
+FIRST = [
+    Node("s", "source", {"seed": 1}),
+    Node("c", "combine", {"factor": 2}, {"a": "s"}),
+    Node("n", "score", {}, {"of": "c"}),
+]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path)
+
+
+def planned(nodes: list[Node], store: Store, targets: list[str] | None = None) -> Plan:
+    return plan(resolve(nodes, STEPS, store), store, targets)
+
+
+def whys(nodes: list[Node], store: Store) -> dict[str, str]:
+    return {node.name: node.why for node in planned(nodes, store).missing}
+
+
+def test_an_empty_cache(store: Store) -> None:
+    found = planned(FIRST, store)
+    assert {node.why for node in found.nodes} == {"never computed"}
+    assert (found.total.nodes, found.total.unknown, found.total.seconds) == (3, 3, 0.0)
+    assert list(store.root.iterdir()) == []
+
+
+def test_nothing_to_do(store: Store) -> None:
+    execute(FIRST, STEPS, store)
+    found = planned(FIRST, store)
+    assert found.missing == []
+    assert found.total.nodes == 0
+    assert found.steps == {}
+
+
+def test_what_differs_is_named_and_followed_through_the_inputs(store: Store) -> None:
+    execute(FIRST, STEPS, store)
+    assert whys([replace(FIRST[0], params={"seed": 2}), *FIRST[1:]], store) == {
+        "s": "params.seed 1 → 2",
+        "c": "input a differs because params.seed 1 → 2",
+        "n": "input of differs because input a differs because params.seed 1 → 2",
+    }
+    assert whys([FIRST[0], replace(FIRST[1], params={"factor": 2, "new": "x"})], store) == {
+        "c": 'params.new absent → "x"'
+    }
+    assert whys([FIRST[0], replace(FIRST[1], params={})], store) == {"c": "params.factor 2 → absent"}
+    assert whys([replace(FIRST[2], inputs={"of": Ref("else", "combine/1")})], store) == {"n": "input of differs"}
+
+
+def test_a_raised_version_is_named(store: Store) -> None:
+    execute(FIRST, STEPS, store)
+    steps = {**STEPS, "score": replace(STEPS["score"], version=2)}
+    found = plan(resolve(FIRST, steps, store), store)
+    assert [(node.name, node.why) for node in found.missing] == [("n", "version 1 → 2")]
+
+
+def test_after_a_removal_the_nearest_of_what_is_left_is_named(store: Store) -> None:
+    refs = execute(FIRST, STEPS, store)
+    other = [FIRST[0], Node("other", "combine", {"factor": 3}, {"a": "s"})]
+    execute(other, STEPS, store)
+    folder = store.folder(refs["c"].key)
+    (folder / "entry.json").rename(folder / "entry.away")
+    assert whys(FIRST, store) == {"c": "params.factor 3 → 2"}
+
+
+def test_the_same_name_is_nearer_than_the_same_parameters(store: Store) -> None:
+    nodes = [Node(f"layer{i}", "source", {"seed": i, "size": 10}) for i in range(40)]
+    execute(nodes, STEPS, store)
+    assert whys([Node("layer7", "source", {"seed": 7, "size": 20})], store) == {"layer7": "params.size 10 → 20"}
+    assert whys([Node("fresh", "source", {"seed": 30, "size": 20})], store) == {"fresh": "params.size 10 → 20"}
+
+
+def test_long_differences_are_cut(store: Store) -> None:
+    execute([Node("s", "source", {"seed": 1, "a": 1, "b": 1, "c": 1, "long": "x" * 100})], STEPS, store)
+    (why,) = whys([Node("s", "source", {"seed": 1, "a": 2, "b": 2, "c": 2, "long": "y" * 100})], store).values()
+    assert why == "params.a 1 → 2, params.b 1 → 2, params.c 1 → 2, 1 more"
+
+
+def test_estimates_come_from_what_is_recorded(store: Store) -> None:
+    execute(FIRST, STEPS, store)
+    manifest = store.open(resolve(FIRST, STEPS, store).nodes["s"].ref).manifest
+    nodes = [*FIRST, *(Node(f"s{seed}", "source", {"seed": seed}) for seed in (2, 3, 3))][:-1]
+    nodes.append(Node("twin", "source", {"seed": 3}))
+    nodes.append(Node("declared", "source", {"seed": 4}, where={"bytes": 5000}))
+    found = planned(nodes, store)
+    assert found.total == found.steps["source"]
+    assert found.total.nodes == 3, "equal nodes are computed once"
+    assert found.total.seconds == pytest.approx(3 * manifest["seconds"])
+    assert found.total.bytes == 2 * manifest["bytes"] + 5000
+    assert found.total.unknown == 0
+
+
+def test_the_plan_agrees_with_the_run(store: Store) -> None:
+    execute(grid(2, 2), STEPS, store)
+    nodes = grid(3, 3)
+    found = planned(nodes, store, ["c2/2/score", "c0/0/score"])
+    finished: list[str] = []
+    execute(
+        nodes,
+        STEPS,
+        store,
+        targets=["c2/2/score", "c0/0/score"],
+        on_event=lambda event: finished.append(event.node) if event.kind == "finished" else None,
+    )
+    assert sorted(finished) == sorted(node.name for node in found.missing) == ["c2/2", "c2/2/score", "p2", "s2"]
+    assert planned(nodes, store, ["c2/2/score"]).missing == []
