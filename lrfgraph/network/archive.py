@@ -155,15 +155,16 @@ def _datasets(group: Any, path: Path, limit: int) -> Arrays:
     """Read every dataset below `group` by its path; soft and external links are not followed."""
     import h5py
 
-    found: dict[str, Any] = {}
+    names: list[bytes] = []
 
-    def collect(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            found[name] = item
+    def collect(name: bytes, about: Any) -> None:
+        if about.type == h5py.h5o.TYPE_DATASET:
+            names.append(name)
 
-    group.visititems(collect)
-    found = {name: item for name, item in found.items() if not name.startswith(("optimizer/", "optimizer_weights/"))}
-    if any(item.external or item.is_virtual for item in found.values()):
+    h5py.h5o.visit(group.id, collect, info=True)  # names alone: h5py's own walk opens every group on its way
+    kept = [name.decode("utf-8") for name in names if not name.startswith((b"optimizer/", b"optimizer_weights/"))]
+    found = {name: group[name] for name in kept}
+    if any(_is_elsewhere(item) for item in found.values()):
         raise ModelError(f"{path}: its weights point into other files, which is refused; save it again")
     if any(item.dtype.kind not in "biufcV" or item.shape is None for item in found.values()):
         raise ModelError(f"{path}: holds weights that are not numbers; save it again from Keras")
@@ -171,6 +172,14 @@ def _datasets(group: Any, path: Path, limit: int) -> Arrays:
     if declared > limit:
         raise ModelError(f"{path}: declares {declared} bytes of weights but cannot hold them; the file is damaged")
     return {name: item[()] if item.shape else np.asarray(item[()]) for name, item in found.items()}
+
+
+def _is_elsewhere(dataset: Any) -> bool:
+    """Whether a dataset's bytes lie in other files (asked of HDF5 directly: there are hundreds of them)."""
+    import h5py
+
+    created = dataset.id.get_create_plist()
+    return bool(created.get_external_count()) or created.get_layout() == h5py.h5d.VIRTUAL
 
 
 def _names(group: Any, attribute: str) -> list[str]:
@@ -203,9 +212,11 @@ def _read_h5(path: Path) -> Archive:
         }
         order = []
         for name in _names(group, "layer_names"):
-            if name not in group:
-                raise ModelError(f"{path}: the weights of layer {name} are missing; the file is damaged")
-            order.append((name, tuple(f"{name}/{weight}" for weight in _names(group[name], "weight_names"))))
+            try:
+                layer = group[name]
+            except KeyError as error:
+                raise ModelError(f"{path}: the weights of layer {name} are missing; the file is damaged") from error
+            order.append((name, tuple(f"{name}/{weight}" for weight in _names(layer, "weight_names"))))
             absent = [p for p in order[-1][1] if p not in weights]
             if absent:
                 raise ModelError(f"{path}: the weight {absent[0]} is missing; the file is damaged")

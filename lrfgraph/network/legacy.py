@@ -190,8 +190,10 @@ def _repair_keras1(class_name: str, config: Config) -> None:
         if old in config and not (old == "bias" and not isinstance(config[old], bool)):
             value = config.pop(old)
             config.setdefault(new, value)
-    for key in KERAS1_DROPPED:
-        config.pop(key, None)
+    for key in [key for key in config if key in KERAS1_DROPPED or key.endswith("_init")]:
+        del config[key]
+    if class_name == "LeakyReLU" and "alpha" in config:
+        config.setdefault("negative_slope", config.pop("alpha"))
     if class_name == "Embedding" and "units" in config:
         config["output_dim"] = config.pop("units")
     if config.get("padding") == "full":

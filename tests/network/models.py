@@ -219,8 +219,8 @@ def frozen_mixed() -> Any:
 GRAPHS: dict[str, Callable[[], Any]] = {
     make.__name__: make
     for make in (
-        channels_first, sequential, sequential_without_input, residual, shared, shared_with_nested, nested, many, two_lists, open_size,
-        frozen_mixed,
+        channels_first, sequential, sequential_without_input, residual, shared, shared_with_nested, nested, many,
+        two_lists, open_size, frozen_mixed,
     )
 }  # fmt: skip
 MODELS = LAYERS | GRAPHS

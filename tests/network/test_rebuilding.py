@@ -192,7 +192,7 @@ def test_graphs_keep_their_shape() -> None:
     chains = {path: exact_chain(*found) for path, found in kernels(describe(nested)).items()}
     rebuilt = rebuild(nested, chains)
     assert [layer.name for layer in rebuilt.layers if hasattr(layer, "layers")] == ["block", "deep"]
-    assert [layer.name for layer in rebuilt.get_layer("block").layers][0] == "block_conv_exact_1"
+    assert rebuilt.get_layer("block").layers[0].name == "block_conv_exact_1"
     shared = MODELS["shared_with_nested"]()
     rebuilt = rebuild(shared, {"shared": exact_chain(*kernels(describe(shared))["shared"])})
     assert rebuilt.count_params() == shared.count_params() + 16
