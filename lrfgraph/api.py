@@ -341,6 +341,8 @@ def _choose(walk: Walk, outcome: Outcome, refs: dict[str, Ref], given: bool) -> 
         if name.endswith("/score"):
             layer, method, rank, _ = name.rsplit("/", 3)
             scores[f"{layer}|{method}|{rank}"] = ref
+        elif name.endswith("/noise"):
+            scores[f"{name.removesuffix('/noise')}|noise|ranks"] = ref
     node = pipeline.select_node(outcome.network, scores, given)
     try:
         ref = walk.stage("select", [node])[node.name]

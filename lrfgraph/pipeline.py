@@ -40,6 +40,10 @@ __all__ = [
 ]
 
 
+LOCAL_POLICIES = ("threshold", "energy", "uniform", "evbmf")
+"""Policies that look at layers one by one and need no curvature."""
+
+
 @dataclass(frozen=True)
 class Network:
     """What `describe` and `data` said, and the recipe: all that later nodes are built from.
@@ -170,7 +174,7 @@ def curvature_nodes(network: Network) -> list[Node]:
 
 
 def needs_curvature(recipe: Recipe) -> bool:
-    return recipe.explore.weighting == "two_sided" or recipe.select.policy != "threshold"
+    return recipe.explore.weighting == "two_sided" or recipe.select.policy not in LOCAL_POLICIES
 
 
 def explore_nodes(network: Network, only: Mapping[str, str] | None = None) -> list[Node]:
@@ -227,6 +231,11 @@ def candidate_nodes(
             nodes.append(Node(f"{name}/factorize", "factorize", {**shared, "rank": rank}, {"prepared": prepared}))
             params = {**shared, "rank": rank, "tap": tap, "tail": layer.tail if tap == "activation" else "linear"}
             nodes.append(Node(f"{name}/score", "score", params, {**measured, "factors": f"{name}/factorize"}))
+    if recipe.select.policy == "evbmf":
+        nodes += [
+            Node(f"{network.layers[index].name}/noise", "noise", {"layer": geometry(network.layers[index])}, weights)
+            for index, weights in ((i, {"weights": network.weights(i)}) for i in dict.fromkeys(i for i, _ in ranks))
+        ]
     return nodes
 
 

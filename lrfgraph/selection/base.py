@@ -34,13 +34,18 @@ class Candidate:
 
 @dataclass(frozen=True)
 class LayerChoices:
-    """A layer, what it costs when it is kept, and its candidates (none: `kept` says why)."""
+    """A layer, what it costs when it is kept, and its candidates (none: `kept` says why).
+
+    noise_ranks : (rank that stands out from noise, full rank) of the kernel's unfolding by inputs and by outputs;
+        empty unless the policy `evbmf` asks for them.
+    """
 
     name: str
     parameters: int
     macs: int
     candidates: tuple[Candidate, ...] = ()
     kept: str = ""
+    noise_ranks: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)

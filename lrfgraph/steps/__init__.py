@@ -20,6 +20,7 @@ STEPS: dict[str, Step] = {
         Step("curvature", 1, passes.curvature, passes.curvature_together),
         Step("decompose", 1, candidates.decompose),
         Step("ranks", 1, candidates.ranks, decides=True),
+        Step("noise", 1, candidates.noise),
         Step("factorize", 1, candidates.factorize),
         Step("score", 1, candidates.score),
         Step("select", 1, decisions.select, decides=True),

@@ -13,7 +13,7 @@ from lrfgraph.network.layers import Array, LayerSpec
 from lrfgraph.network.pieces import compose, cost
 from lrfgraph.steps.common import Memo, layer_of
 
-__all__ = ["decompose", "enumerate_names", "factorize", "factors_of", "ranks", "score"]
+__all__ = ["decompose", "enumerate_names", "factorize", "factors_of", "noise", "ranks", "score"]
 
 REFERENCES = Memo(8)
 
@@ -67,6 +67,22 @@ def ranks(task: Task) -> Result:
         ranks = sorted(rounded)
     data = {"ranks": [write_rank(rank) for rank in ranks]}
     return Result(data, identity=digest(data))
+
+
+def noise(task: Task) -> Result:
+    """Find the ranks at which the kernel's unfoldings by inputs and by outputs stand out from noise."""
+    from lrfgraph.methods.algebra import positions_first
+    from lrfgraph.selection.evbmf import noise_rank
+
+    layer = layer_of(task.params)
+    tensor = positions_first(task.inputs["weights"].array("kernel").astype(np.float64))
+    found = []
+    for axis in (2, 3):
+        flat = np.moveaxis(tensor, axis, 1).reshape(layer.groups, tensor.shape[axis], -1)
+        rows, columns = flat.shape[1:]
+        ranks = [noise_rank(np.linalg.svd(part, compute_uv=False), rows, columns) for part in flat]
+        found.append([max(1, *ranks), min(rows, columns)])
+    return Result({"ranks": found})
 
 
 def factorize(task: Task) -> Result:

@@ -33,13 +33,17 @@ def select(task: Task) -> Result:
 
 
 def _problem(task: Task) -> Problem:
-    """Gather the scores of all candidates; an input's name is ``layer|method|rank``."""
+    """Gather the scores of all candidates; an input's name is ``layer|method|rank``, or ``layer|noise|ranks``."""
     found: dict[str, list[Candidate]] = {}
+    noise: dict[str, tuple[tuple[int, int], ...]] = {}
     for name, entry in task.inputs.items():
         layer, method, rank = name.rsplit("|", 2)
-        found.setdefault(layer, []).append(Candidate(layer, method, rank, **entry.data))
+        if method == "noise":
+            noise[layer] = tuple((ours, full) for ours, full in entry.data["ranks"])
+        else:
+            found.setdefault(layer, []).append(Candidate(layer, method, rank, **entry.data))
     layers = tuple(
-        LayerChoices(name, parameters, macs, tuple(found.get(name, ())), kept)
+        LayerChoices(name, parameters, macs, tuple(found.get(name, ())), kept, noise.get(name, ()))
         for name, parameters, macs, kept in task.params["layers"]
     )
     return Problem(layers, task.params["parameters"], task.params["macs"], task.params["metric"])

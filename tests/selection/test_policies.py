@@ -1,0 +1,245 @@
+"""Policies: what they promise holds for any candidates, and what nobody can meet is one clear line."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import options, problem, smallest_share
+
+from lrfgraph.errors import ConfigurationError
+from lrfgraph.selection import POLICIES, Candidate, Choice, Decision, LayerChoices, Problem, totals
+from lrfgraph.selection.budget import front, loss_of, solve
+from lrfgraph.selection.evbmf import noise_rank
+
+SEEDS = st.integers(0, 10_000)
+BUDGETED = ("threshold", "budget", "energy", "uniform")
+
+
+def shares(made: Problem, choices: tuple[Choice, ...]) -> tuple[float, float]:
+    parameters, macs = totals(made, choices)
+    return parameters / made.parameters, macs / made.macs
+
+
+def losses(made: Problem, choices: tuple[Choice, ...]) -> float:
+    return sum(loss_of(c.candidate) for c in choices if c.candidate)
+
+
+def decide(made: Problem, asked: Any) -> Decision | ConfigurationError:
+    try:
+        return POLICIES[asked.policy](made, asked)
+    except ConfigurationError as error:
+        return error
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@settings(max_examples=20, deadline=None)
+@given(seed=SEEDS)
+def test_every_policy_says_one_thing_about_every_layer(name: str, seed: int) -> None:
+    made = problem(seed)
+    decision = decide(made, options(policy=name, params=0.9 if name in ("budget", "uniform") else None))
+    if isinstance(decision, ConfigurationError):
+        assert smallest_share(made) > 0.9
+        return
+    assert [c.layer for c in decision.choices] == [layer.name for layer in made.layers]
+    for choice, layer in zip(decision.choices, made.layers, strict=True):
+        assert (choice.candidate in layer.candidates) if choice.candidate else choice.reason
+
+
+def test_every_policy_says_what_it_does() -> None:
+    for name, policy in POLICIES.items():
+        assert policy.__doc__, name
+        assert policy.__doc__.splitlines()[0].endswith("."), name
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=SEEDS, level=st.floats(0.3, 1.0))
+def test_threshold_takes_the_cheapest_candidate_that_is_similar_enough(seed: int, level: float) -> None:
+    made = problem(seed)
+    for choice, layer in zip(
+        POLICIES["threshold"](made, options(min_similarity=level)).choices, made.layers, strict=True
+    ):
+        good = [c for c in layer.candidates if c.similarity["cosine"] >= level and c.parameters < layer.parameters]
+        if choice.candidate is None:
+            assert not good
+        else:
+            assert choice.candidate.parameters == min(c.parameters for c in good)
+            assert choice.candidate.similarity["cosine"] >= level
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=SEEDS, level=st.floats(0.3, 1.0))
+def test_the_hybrid_needs_no_more_parameters_than_any_single_method(seed: int, level: float) -> None:
+    made = problem(seed, candidates=8)
+    asked = options(min_similarity=level)
+    hybrid, _ = totals(made, POLICIES["threshold"](made, asked).choices)
+    for method in ("tucker", "cp", "svd"):
+        alone = [replace(y, candidates=tuple(c for c in y.candidates if c.method == method)) for y in made.layers]
+        single, _ = totals(made, POLICIES["threshold"](replace(made, layers=tuple(alone)), asked).choices)
+        assert hybrid <= single
+
+
+def test_threshold_counts_what_is_asked_for_and_breaks_ties_by_similarity() -> None:
+    def candidate(method: str, parameters: int, macs: int, cosine: float) -> Candidate:
+        return Candidate("a", method, "1", parameters, macs, {"cosine": cosine}, 1 - cosine)
+
+    few, fast, alike = candidate("few", 10, 90, 0.95), candidate("fast", 50, 20, 0.95), candidate("alike", 10, 90, 0.97)
+    made = Problem((LayerChoices("a", 100, 100, (few, fast, alike)),), 100, 100)
+
+    def chosen(**how: object) -> Candidate | None:
+        return POLICIES["threshold"](made, options(**how)).choices[0].candidate
+
+    assert chosen() == alike
+    assert chosen(cost="macs") == fast
+    assert chosen(cost="mix", mix=0.1) == fast
+    assert chosen(cost="mix", mix=1.0) == alike
+    assert chosen(min_similarity=0.96) == alike
+    assert chosen(min_similarity=0.99) is None
+
+
+@pytest.mark.parametrize("name", [*BUDGETED])
+@settings(max_examples=40, deadline=None)
+@given(seed=SEEDS, share=st.floats(0.05, 1.0))
+def test_a_budget_is_met_or_refused_in_one_line(name: str, seed: int, share: float) -> None:
+    made = problem(seed)
+    asked = options(policy=name, params=share)
+    decision = decide(made, asked)
+    if isinstance(decision, ConfigurationError):
+        assert "\n" not in str(decision)
+        assert f"{share:g}" in str(decision)
+        if name == "budget":
+            assert smallest_share(made) > share
+        return
+    assert shares(made, decision.choices)[0] <= share + 1e-9
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=SEEDS, params=st.floats(0.1, 1.0), macs=st.floats(0.1, 1.0))
+def test_both_budgets_are_met_at_once(seed: int, params: float, macs: float) -> None:
+    made = problem(seed)
+    decision = decide(made, options(policy="budget", params=params, macs=macs))
+    if isinstance(decision, ConfigurationError):
+        assert "\n" not in str(decision)
+        return
+    kept = shares(made, decision.choices)
+    assert kept[0] <= params + 1e-9
+    assert kept[1] <= macs + 1e-9
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=SEEDS, share=st.floats(0.1, 1.0))
+def test_the_optimum_lies_within_the_reported_gap(seed: int, share: float) -> None:
+    made = problem(seed)
+    every = product(*[(None, *layer.candidates) for layer in made.layers])
+    reachable = [[Choice(layer.name, c) for layer, c in zip(made.layers, picks, strict=True)] for picks in every]
+    feasible = [losses(made, tuple(c)) for c in reachable if totals(made, c)[0] <= share * made.parameters]
+    if not feasible:
+        with pytest.raises(ConfigurationError, match="smallest reachable"):
+            solve(made, share, None)
+        return
+    decision, best = solve(made, share, None), min(feasible)
+    assert losses(made, decision.choices) == pytest.approx(decision.notes["objective"])
+    assert decision.notes["bound"] <= best + 1e-9 <= decision.notes["objective"] + 2e-9
+    assert decision.notes["objective"] - best <= decision.notes["gap"] + 1e-9
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=SEEDS, share=st.floats(0.2, 1.0))
+def test_a_candidate_that_another_beats_in_everything_is_never_chosen(seed: int, share: float) -> None:
+    made = problem(seed, candidates=8)
+    try:
+        decision = solve(made, share, None)
+    except ConfigurationError:
+        return
+    for choice, layer in zip(decision.choices, made.layers, strict=True):
+        ours = choice.candidate
+        if ours is not None:
+            assert not any(
+                c.parameters < ours.parameters and c.macs < ours.macs and loss_of(c) < loss_of(ours)
+                for c in layer.candidates
+            )
+            assert not (ours.parameters >= layer.parameters and ours.macs >= layer.macs)
+
+
+def test_the_front_goes_from_the_smallest_configuration_up() -> None:
+    made = problem(4, layers=5, candidates=12)
+    points = [totals(made, decision.choices)[0] for decision in front(made, 8)]
+    assert points == sorted(points)
+    assert points[0] <= (smallest_share(made) + 0.05) * made.parameters
+    assert len({totals(made, decision.choices) for decision in front(made, 8, "macs")}) > 2
+
+
+@pytest.mark.parametrize("name", ["threshold", "energy", "uniform"])
+@settings(max_examples=30, deadline=None)
+@given(seed=SEEDS, share=st.floats(0.3, 0.99))
+def test_the_level_is_as_high_as_the_budget_allows(name: str, seed: int, share: float) -> None:
+    """A budget one parameter short of what was spent gives another, smaller configuration, never a larger one."""
+    made = problem(seed, candidates=8)
+    try:
+        decision = POLICIES[name](made, options(policy=name, params=share))
+        spent, _ = totals(made, decision.choices)
+        less, _ = totals(made, POLICIES[name](made, options(policy=name, params=(spent - 1) / made.parameters)).choices)
+    except ConfigurationError:
+        return
+    assert less < spent <= share * made.parameters
+    again, _ = totals(made, POLICIES[name](made, options(policy=name, params=spent / made.parameters + 1e-9)).choices)
+    assert again == spent
+
+
+def test_energy_sees_weights_alone_and_uniform_cuts_all_layers_alike() -> None:
+    made = problem(11, layers=4, candidates=16)
+    decision = POLICIES["energy"](made, options(policy="energy", params=0.6))
+    level = decision.notes["level"]
+    for choice in decision.choices:
+        assert choice.candidate is None or 1 - choice.candidate.weight_error >= level
+    decision = POLICIES["uniform"](made, options(policy="uniform", params=0.6))
+    for choice, layer in zip(decision.choices, made.layers, strict=True):
+        if choice.candidate and len(layer.candidates) > 3:
+            fitting = [c for c in layer.candidates if c.parameters <= decision.notes["level"] * layer.parameters]
+            assert choice.candidate.distortion == min(c.distortion for c in fitting)
+
+
+@pytest.mark.parametrize("name", ["budget", "uniform"])
+def test_a_policy_that_needs_a_budget_says_so(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"--params or --macs .*received none"):
+        POLICIES[name](problem(1), options(policy=name))
+
+
+def test_noise_rank_finds_what_stands_out() -> None:
+    """A matrix of rank 7 under noise has seven values that stand out; noise alone has none."""
+    rng = np.random.default_rng(0)
+    signal = 3.0 * rng.normal(size=(60, 7)) @ rng.normal(size=(7, 200)) / np.sqrt(7)
+    noise = rng.normal(size=(60, 200))
+    for matrix, rank in ((signal + noise, 7), (noise, 0), (100 * (signal + noise), 7), ((signal + noise).T, 7)):
+        assert noise_rank(np.linalg.svd(matrix, compute_uv=False), *matrix.shape) == rank
+    assert noise_rank(np.zeros(4), 4, 9) == 0
+    assert noise_rank(np.array([2.0]), 1, 9) == 1
+
+
+def test_evbmf_takes_the_nearest_ranks_and_scales_them_to_a_budget() -> None:
+    def candidate(method: str, rank: str, parameters: int) -> Candidate:
+        return Candidate("a", method, rank, parameters, parameters, {"cosine": 0.9}, 0.1)
+
+    tucker = [candidate("tucker", f"{p}x{p + 1}", 10 * p) for p in range(1, 16)]
+    layers = (
+        LayerChoices("a", 200, 200, (*tucker, candidate("cp", "4", 30)), "", ((4, 16), (6, 16))),
+        LayerChoices("b", 100, 100, tuple(replace(c, layer="b") for c in tucker), "", ((16, 16), (17, 17))),
+        LayerChoices("c", 100, 100, (candidate("cp", "4", 30),), "", ((4, 16), (6, 16))),
+    )
+    made = Problem(layers, 400, 400)
+    first, whole, other = POLICIES["evbmf"](made, options(policy="evbmf")).choices
+    assert first.candidate is not None
+    assert first.candidate.rank in ("4x5", "5x6")
+    assert whole.candidate is None
+    assert other.candidate is None
+    assert "tucker, svd" in other.reason
+    tight = POLICIES["evbmf"](made, options(policy="evbmf", params=0.4))
+    assert shares(made, tight.choices)[0] <= 0.4
+    assert tight.notes["level"] < 1
+    with pytest.raises(ConfigurationError, match=r"'evbmf' keeps at least .*received --params 0.1"):
+        POLICIES["evbmf"](made, options(policy="evbmf", params=0.1))
