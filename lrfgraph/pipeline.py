@@ -326,9 +326,13 @@ def _finetune(network: Network, student: Ref) -> Node:
     return Node("finetune", "finetune", params, inputs, dict(network.where))
 
 
-def evaluate_node(network: Network, name: str, model: str | Ref, part: str) -> Node:
-    """Measure a model on one split."""
-    inputs = {"model": model, "data": network.split(part)}
+def evaluate_node(
+    network: Network, name: str, model: str | Ref, part: str, original: str | Ref | None = None
+) -> Node:
+    """Measure a model on one split, and compare it with what the `original` answered there."""
+    inputs: dict[str, str | Ref] = {"model": model, "data": network.split(part)}
+    if original is not None:
+        inputs["original"] = original
     params = {"part": part, "task": network.task, "output": network.output}
     return Node(f"{name}/{part}/evaluate", "evaluate", params, inputs, dict(network.where))
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lrfgraph.errors import DataError
 
-__all__ = ["compiled_forward", "measure", "predict"]
+__all__ = ["compare", "compiled_forward", "measure", "predict"]
 
 Array = NDArray[Any]
 
@@ -87,6 +87,36 @@ def measure(outputs: Array, targets: Any, task: str) -> dict[str, float | int]:
     right = (_classes(outputs) == labels).reshape(len(outputs), -1).mean(1)
     accuracy = float(right.mean())
     return known | {"accuracy": accuracy, "accuracy_se": math.sqrt(accuracy * (1 - accuracy) / len(right))}
+
+
+def compare(outputs: Array, original: Array, targets: Any, task: str, output: str) -> dict[str, float]:
+    """Return how far a model's outputs are from the original's on the same images.
+
+    output : ``probabilities``, ``logits`` or ``values``.  ``kl`` : mean KL(original ‖ model), or the relative squared
+    error of values.  ``agreement`` : share of equal answers.  ``drop``, ``drop_se`` : accuracy lost and the standard
+    error of the paired difference (McNemar's), much tighter than that of either accuracy; only with class labels.
+    """
+    if task == "regression" or output == "values":
+        return {"kl": float(np.sum(np.square(outputs - original)) / max(float(np.sum(np.square(original))), 1e-30))}
+    p, q = (_log_probabilities(each.astype(np.float64), output) for each in (original, outputs))
+    told = {"kl": float(np.mean(np.sum(np.exp(p) * (p - q), axis=-1)))}
+    ours, theirs = _classes(outputs), _classes(original)
+    told["agreement"] = float(np.mean(ours == theirs))
+    if targets is None:
+        return told
+    values = np.asarray(targets[:])
+    labels = values.argmax(-1) if values.ndim == outputs.ndim and values.shape[-1] > 1 else values.reshape(ours.shape)
+    lost = ((theirs == labels).astype(float) - (ours == labels)).reshape(len(ours), -1).mean(1)
+    return told | {"drop": float(lost.mean()), "drop_se": float(lost.std() / math.sqrt(len(lost)))}
+
+
+def _log_probabilities(outputs: Array, output: str) -> Array:
+    if outputs.shape[-1] == 1:  # one sigmoid: two classes
+        one = outputs if output == "probabilities" else 1.0 / (1.0 + np.exp(-outputs))
+        outputs, output = np.concatenate([1.0 - one, one], axis=-1), "probabilities"
+    logits = np.log(np.maximum(outputs, 1e-12)) if output == "probabilities" else outputs
+    top = logits.max(-1, keepdims=True)
+    return np.asarray(logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True)))
 
 
 def _classes(outputs: Array) -> Array:

@@ -27,7 +27,10 @@ __all__ = ["Refitted", "Replaced", "Walk", "shift_batchnorm"]
 
 BATCH = 256
 HELD_OUT = 8
-"""Every eighth image judges a refit and takes no part in it."""
+"""The last eighth of the images judges a refit and takes no part in it."""
+
+LIVE = 4
+"""Activations of one shape that are alive at once, about: two streams, a layer's input and its output."""
 
 Solver = Callable[[LayerSpec, Sequence[Piece], Sequence[Array], Array, Array, float], list[Array]]
 
@@ -112,15 +115,48 @@ class Walk:
         return refitted
 
     def _go_to(self, index: int) -> None:
-        for call in self.program.calls[self.position : index]:
-            kernel = bias = None
-            if call.path in self.found:
-                plan, refitted = self.found[call.path]
-                kernel, bias = _kernel(plan, refitted), refitted.bias
-            _advance(self.program, call, self.streams, self.space, kernel, bias)
-            for slot in [s for s in self.streams if self.uses.get(s, -1) <= call.index]:
-                del self.streams[slot]
+        """Run all calls before `index` on both streams, keeping only what is still read after them."""
+        calls = self.program.calls[self.position : index]
+        if not calls:
+            return
+        made = {slot for call in calls for slot in call.outputs}
+        alive = [slot for slot in sorted(made) if self.uses.get(slot, -1) >= index]
+        read = {slot for call in calls for slot in call.inputs} - made
+        parted = any(call.path in self.found for call in calls) or any(
+            self.streams[slot][0] is not self.streams[slot][1] for slot in read
+        )
+        original = self._run(calls, read, alive, 0)
+        compressed = self._run(calls, read, alive, 1) if parted else original
+        self.streams.update((slot, (original[slot], compressed[slot])) for slot in alive)
+        for slot in [slot for slot in self.streams if self.uses.get(slot, -1) < index]:
+            self.space.give_back(self.streams.pop(slot))
         self.position = index
+
+    def _run(self, calls: Sequence[Call], read: set[int], alive: Sequence[int], which: int) -> dict[int, Array]:
+        """Run one stream through `calls`, batch by batch; the compressed one with the refitted layers in place."""
+        made: dict[int, Array] = {}
+        count = len(next(iter(self.streams.values()))[0])
+        replaced = {call.path: self.found[call.path] for call in calls if which and call.path in self.found}
+        operations = {call.path: call.operation for call in calls if call.path in replaced}
+        kept = {path: _swap(operations[path], _kernel(*replaced[path]), replaced[path][1].bias) for path in replaced}
+
+        def handler(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            out = call.operation(*args, **kwargs)
+            if call.path in replaced and call.operation.bias is None and replaced[call.path][1].bias is not None:
+                out = out + replaced[call.path][1].bias  # a BatchNorm takes it up when the model is rebuilt
+            return out
+
+        for start in range(0, count, BATCH):
+            values = {slot: self.streams[slot][which][start : start + BATCH] for slot in read}
+            run(self.program, values, handler, calls)
+            for slot in alive:
+                out = np.asarray(values[slot])
+                if start == 0:
+                    made[slot] = self.space.take((count, *out.shape[1:]))
+                made[slot][start : start + BATCH] = out
+        for path, old in kept.items():
+            _swap(operations[path], *old)
+        return made
 
 
 def _kernel(plan: Replaced, refitted: Refitted) -> Array:
@@ -130,14 +166,18 @@ def _kernel(plan: Replaced, refitted: Refitted) -> Array:
 
 
 class _Space:
-    """Where live activations are kept: in memory while they fit, in files after that."""
+    """Where live activations are kept: in memory while they fit, in files after that. Arrays are used again."""
 
     def __init__(self, limit: int | None, scratch: Callable[[], Path] | None) -> None:
-        self.limit, self.scratch, self.count, self.used = limit, scratch, 0, 0
+        self.limit, self.scratch, self.count = limit, scratch, 0
+        self.spare: dict[tuple[int, ...], list[Array]] = {}
 
     def take(self, shape: tuple[int, ...]) -> Array:
+        """Return an array of unspecified content."""
+        if self.spare.get(shape):
+            return self.spare[shape].pop()
         size = 4 * int(np.prod(shape))
-        if self.limit is not None and self.scratch is not None and size * 4 > self.limit:
+        if self.limit is not None and self.scratch is not None and size * LIVE > self.limit:
             self.count += 1
             path = self.scratch() / f"stream-{self.count}.raw"
             mapped = np.memmap(path, dtype=np.float32, mode="w+", shape=shape)
@@ -145,46 +185,14 @@ class _Space:
             return mapped
         return np.empty(shape, np.float32)
 
-
-def _advance(
-    program: Program,
-    call: Call,
-    streams: dict[int, tuple[Array, Array]],
-    space: _Space,
-    kernel: Array | None = None,
-    bias: Array | None = None,
-) -> None:
-    """Compute a call's outputs in both streams; once where they have not parted yet."""
-    same = all(streams[s][0] is streams[s][1] for s in call.inputs) and kernel is None
-    original = _outputs(program, call, streams, 0, space)
-    compressed = original if same else _outputs(program, call, streams, 1, space, kernel, bias)
-    streams.update((slot, (a, b)) for slot, a, b in zip(call.outputs, original, compressed, strict=True))
-
-
-def _outputs(
-    program: Program,
-    call: Call,
-    streams: Mapping[int, tuple[Array, Array]],
-    which: int,
-    space: _Space,
-    kernel: Array | None = None,
-    bias: Array | None = None,
-) -> list[Array]:
-    made: list[Array] = []
-    count = len(next(iter(streams.values()))[0])
-    kept = _swap(call.operation, kernel, bias)
-    for start in range(0, count, BATCH):
-        values = {slot: streams[slot][which][start : start + BATCH] for slot in call.inputs}
-        run(program, values, calls=[call])
-        for number, slot in enumerate(call.outputs):
-            out = np.asarray(values[slot])
-            if bias is not None and call.operation.bias is None:
-                out = out + bias  # taken up by the BatchNorm that follows when the model is rebuilt
-            if start == 0:
-                made.append(space.take((count, *out.shape[1:])))
-            made[number][start : start + BATCH] = out
-    _swap(call.operation, *kept)
-    return made
+    def give_back(self, pair: tuple[Array, Array]) -> None:
+        """Keep the arrays of a value that nobody reads any more, a few of each shape."""
+        first, second = pair
+        for array in (first,) if first is second else pair:
+            if array.flags.writeable and array.base is None or isinstance(array, np.memmap):
+                spare = self.spare.setdefault(array.shape, [])
+                if len(spare) < LIVE:
+                    spare.append(array)
 
 
 def _swap(operation: Any, kernel: Array | None, bias: Array | None) -> tuple[Array | None, Array | None]:
@@ -232,8 +240,8 @@ def _refit(
     if layer.family == "transposed" or layer.data_format == "channels_first":
         return Refitted(plan.weights, None, 0.0, 0.0, True)  # outputs overlap: no row has a target of its own
     x, target, shortcut = _sample(call, layer, tail, streams, rows, seed)
-    held = (np.arange(x.shape[1]) % HELD_OUT) == HELD_OUT - 1
-    problem = _Fit(layer, plan, tail, x, target, shortcut, held, _has_bias(call, layer), solve)
+    fitted = x.shape[1] - x.shape[1] // HELD_OUT  # rows come image by image, in the images' random order
+    problem = _Fit(layer, plan, tail, x, target, shortcut, fitted, _has_bias(call, layer), solve)
     return problem.best(rounds, ridge)
 
 
@@ -252,21 +260,19 @@ class _Fit:
         x: Array,
         target: Array,
         shortcut: Array | float,
-        held: NDArray[np.bool_],
+        fitted: int,
         free_bias: bool,
         solve: Solver,
     ) -> None:
         self.layer, self.plan, self.tail, self.solve, self.free_bias = layer, plan, tail, solve, free_bias
-        self.x, self.target, self.shortcut, self.held = x, target, shortcut, held
-        fitted = x[:, ~held]
+        self.x, self.target, self.shortcut, self.cut = x, target, shortcut, fitted
+        self.fitted = x[:, :fitted]
         self.mean = (
-            fitted.mean(axis=1, keepdims=True, dtype=np.float64) if free_bias else np.zeros((x.shape[0], 1, x.shape[2]))
+            self.fitted.mean(axis=1, keepdims=True, dtype=np.float64) if free_bias else np.zeros((x.shape[0], 1, x.shape[2]))
         )
-        count = fitted.shape[1]
-        self.moments = (fitted.swapaxes(1, 2) @ fitted).astype(np.float64) / count - self.mean.swapaxes(
+        self.moments = (self.fitted.swapaxes(1, 2) @ self.fitted).astype(np.float64) / fitted - self.mean.swapaxes(
             1, 2
         ) @ self.mean
-        self.fitted = fitted
 
     def best(self, rounds: int, ridge: float) -> Refitted:
         """Solve, then solve again with what the ReLU hides left out; keep whatever does best on the held-out rows."""
@@ -299,7 +305,7 @@ class _Fit:
         return self.layer.matrix(compose(self.plan.pieces, list(weights)))
 
     def _cross(self, target: Array) -> Array:
-        fitted = target[:, ~self.held]
+        fitted = target[:, : self.cut]
         centre = (
             fitted.mean(axis=1, keepdims=True, dtype=np.float64)
             if self.free_bias
@@ -313,7 +319,7 @@ class _Fit:
         """Folded bias (groups, 1, outputs); zero where the layer has none to give."""
         if not self.free_bias:
             return self.tail.shift
-        centre = target[:, ~self.held].mean(axis=1, keepdims=True, dtype=np.float64)
+        centre = target[:, : self.cut].mean(axis=1, keepdims=True, dtype=np.float64)
         return np.asarray(centre - self.mean @ self._matrix(weights))
 
     def _unrepaired_bias(self) -> Array:
@@ -330,9 +336,9 @@ class _Fit:
 
     def _error(self, weights: Sequence[Array], bias: Array) -> float:
         """Relative squared error on held-out rows, after the addition and the activation."""
-        made = self.x[:, self.held] @ self._matrix(weights).astype(np.float32) + bias.astype(np.float32)
-        shortcut = self.shortcut if isinstance(self.shortcut, float) else self.shortcut[:, self.held]
-        wanted, got = self.target[:, self.held] + shortcut, made + shortcut
+        made = self.x[:, self.cut :] @ self._matrix(weights).astype(np.float32) + bias.astype(np.float32)
+        shortcut = self.shortcut if isinstance(self.shortcut, float) else self.shortcut[:, self.cut :]
+        wanted, got = self.target[:, self.cut :] + shortcut, made + shortcut
         if self.tail.rectified:
             wanted, got = np.clip(wanted, *self.tail.rectified), np.clip(got, *self.tail.rectified)
         power = float(np.sum(np.square(wanted), dtype=np.float64))

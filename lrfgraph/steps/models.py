@@ -17,6 +17,8 @@ from lrfgraph.steps.sources import images_of
 __all__ = ["evaluate", "export", "finetune", "rebuild", "repair"]
 
 WALKS = Memo(1)
+MOST_OUTPUTS = 16_000_000
+"""Numbers of a model's outputs that are kept, so that others can be compared with them."""
 
 
 def rebuild(task: Task) -> Result:
@@ -124,10 +126,13 @@ def export(task: Task) -> Result:
 
 
 def evaluate(task: Task) -> Result:
-    from lrfgraph.network.training import measure, predict
+    from lrfgraph.network.measuring import compare, measure, predict
 
     x, y = images_of(task.inputs["data"], task.where, task.params["part"])
     outputs = predict(network_of(task.inputs["model"]), x)
-    measured = measure(outputs, x if y is None else y, task.params["task"])
-    small = outputs.size <= 4_000_000
+    measured: dict[str, Any] = measure(outputs, x if y is None else y, task.params["task"])
+    original = task.inputs.get("original")
+    if original is not None and "outputs" in original.names():
+        measured |= compare(outputs, original.array("outputs"), y, task.params["task"], task.params["output"])
+    small = outputs.size <= MOST_OUTPUTS
     return Result(measured, {"outputs": outputs.astype(np.float32)} if small else {})
