@@ -1,7 +1,8 @@
-"""compress() and plan(): what the command line calls, and what a Python program can call."""
+"""compress(), plan(), inspect(): what the command line calls, and what a Python program can call."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +13,9 @@ from typing import Any
 from lrfgraph import pipeline
 from lrfgraph.engine.events import Event
 from lrfgraph.engine.execute import execute, healing
-from lrfgraph.engine.nodes import Node, Ref
+from lrfgraph.engine.nodes import Node, Ref, digest
 from lrfgraph.engine.resolve import Resolution, resolve
+from lrfgraph.engine.runs import LiveRun, start_run
 from lrfgraph.engine.store import Store
 from lrfgraph.engine.workers import Workers, workers_for
 from lrfgraph.errors import ConfigurationError, DataError, ModelError
@@ -27,7 +29,7 @@ from lrfgraph.selection.configuration import read_configuration
 from lrfgraph.similarity import METRICS
 from lrfgraph.steps import STEPS
 
-__all__ = ["Outcome", "Walk", "compress", "plan"]
+__all__ = ["Outcome", "Walk", "compress", "inspect", "plan", "run_name"]
 
 CHANCE_ERRORS = 3.0
 """Standard errors above chance that a baseline must be, else its preprocessing is taken to be wrong."""
@@ -51,18 +53,22 @@ class Unplanned(Exception):  # noqa: N818 - control flow, not an error
 class Walk:
     """One walk along the graph: carries out each stage, or (``dry``) only looks up what is there.
 
-    run, reused : nodes by kind.  seconds : wall time by stage.  resolutions : every stage as it was found.
+    identity : digest of the model file's content.  live : the run's record, which keeps its entries from `cache gc`.
+    run, reused : nodes by kind.  seconds : wall time by stage.  found : every stage as it was looked up on a dry
+    walk, and the nodes that were wanted of it (``None`` for all).
     """
 
     recipe: Recipe
     store: Store
+    identity: str
     on_event: Callable[[Event], None] | None = None
     dry: bool = False
     workers: Workers | None = None
+    live: LiveRun | None = None
     run: Counter[str] = field(default_factory=Counter)
     reused: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=dict)
-    resolutions: list[Resolution] = field(default_factory=list)
+    found: list[tuple[Resolution, list[str] | None]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def stage(self, name: str, nodes: Sequence[Node], optional: bool = False) -> dict[str, Ref]:
@@ -77,6 +83,7 @@ class Walk:
         if self.dry:
             refs = self._look(nodes, targets)
         else:
+            self._name(nodes, targets)
             refs = execute(
                 nodes,
                 STEPS,
@@ -91,9 +98,14 @@ class Walk:
             raise Stopped(refs)
         return refs
 
-    def _look(self, nodes: Sequence[Node], targets: Sequence[str] | None) -> dict[str, Ref]:
+    def _name(self, nodes: Sequence[Node], targets: Sequence[str] | None) -> None:
+        """Name what this stage stands on before it runs, so that nothing of it is thrown away meanwhile."""
+        if self.live is not None:
+            self.live.add(found.key for found in resolve(nodes, STEPS, self.store).needed(targets))
+
+    def _look(self, nodes: Sequence[Node], targets: list[str] | None) -> dict[str, Ref]:
         resolution = resolve(nodes, STEPS, self.store)
-        self.resolutions.append(resolution)
+        self.found.append((resolution, targets))
         needed = resolution.needed(targets)
         for found in needed:
             (self.reused if found.cached else self.run)[found.node.step] += 1
@@ -121,7 +133,7 @@ class Outcome:
     """What a run came to; `report` writes it out.
 
     models : entries by stage name (``factorized``, ``repaired``, ``finetuned``).  accuracy : by stage and split.
-    exported : entry with the two files.
+    exported : entry with the two files.  scores : every candidate's score, by layer, method and rank.
     """
 
     network: Network
@@ -129,6 +141,7 @@ class Outcome:
     decision: dict[str, Any] | None = None
     measured: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     exported: Ref | None = None
+    scores: dict[tuple[str, str, str], Ref] = field(default_factory=dict)
     history: list[dict[str, Any]] | None = None
     notes: list[str] = field(default_factory=list)
     stopped: bool = False
@@ -147,14 +160,18 @@ def compress(
     base : folder that relative paths of the recipe's data start from.  on_baseline : called once the original is
     measured.  Raises LrfError for whatever the user can mend.
     """
+    from lrfgraph.network.reading import model_digest
+
     recipe = recipe or Recipe()
     check(recipe)
     store = Store(Path(recipe.run.cache))
     options = recipe.run
     workers = workers_for(options.threads, options.workers, options.scheduler)
     try:
-        walk = Walk(recipe, store, on_event, workers=workers)
-        return healing(store, lambda: _walk(walk, Path(model), Path(base), on_baseline), walk._note)
+        identity = model_digest(Path(model))
+        with start_run(store, run_name(model, identity, recipe)) as live:
+            walk = Walk(recipe, store, identity, on_event, workers=workers, live=live)
+            return healing(store, lambda: _walk(walk, Path(model), Path(base), on_baseline), walk._note)
     finally:
         workers.close()
 
@@ -164,14 +181,36 @@ def plan(model: str | Path, recipe: Recipe | None = None, *, base: str | Path = 
 
     Returns the walk and whether it came to the end (a decision that is not made yet hides what follows it).
     """
+    from lrfgraph.network.reading import model_digest
+
     recipe = recipe or Recipe()
     check(recipe)
-    walk = Walk(recipe, Store(Path(recipe.run.cache)), dry=True)
+    walk = Walk(recipe, Store(Path(recipe.run.cache)), model_digest(Path(model)), dry=True)
     try:
         _walk(walk, Path(model), Path(base), None)
     except Unplanned:
         return walk, False
     return walk, True
+
+
+def inspect(
+    model: str | Path, recipe: Recipe | None = None, *, on_event: Callable[[Event], None] | None = None
+) -> Network:
+    """Read a model and say what is in it; kept in the cache like everything else."""
+    from lrfgraph.network.reading import model_digest
+
+    recipe = recipe or Recipe()
+    check(recipe)
+    store = Store(Path(recipe.run.cache))
+    walk = Walk(recipe, store, model_digest(Path(model)), on_event)
+    return healing(store, lambda: _describe(walk, Path(model)), walk._note)
+
+
+def run_name(model: str | Path, identity: str, recipe: Recipe) -> str:
+    """Name a run by its model file and by what is asked for: ``resnet20-1a2b3c4d``."""
+    asked = {section: values for section, values in recipe.to_dict().items() if section != "run"}
+    stem = re.sub(r"[^A-Za-z0-9_.+-]", "_", Path(model).stem)[:60].lstrip(".+-") or "model"
+    return f"{stem}-{digest([identity, asked])[:8]}"
 
 
 def check(recipe: Recipe) -> None:
@@ -211,7 +250,7 @@ def _describe(walk: Walk, model: Path) -> Network:
     recipe = walk.recipe
     architecture = recipe.model.architecture
     beside = model_digest(Path(architecture)) if architecture else None
-    node = pipeline.describe_node(str(model), model_digest(model), recipe, beside)
+    node = pipeline.describe_node(str(model), walk.identity, recipe, beside)
     ref = walk.stage("describe", [node], optional=True)[node.name]
     said = walk.data(ref)
     layers = tuple(LayerSpec.from_json(layer) for layer in said["layers"])
@@ -340,7 +379,7 @@ def _choose(walk: Walk, outcome: Outcome, refs: dict[str, Ref], given: bool) -> 
     for name, ref in refs.items():
         if name.endswith("/score"):
             layer, method, rank, _ = name.rsplit("/", 3)
-            scores[f"{layer}|{method}|{rank}"] = ref
+            scores[f"{layer}|{method}|{rank}"] = outcome.scores[layer, method, rank] = ref
         elif name.endswith("/noise"):
             scores[f"{name.removesuffix('/noise')}|noise|ranks"] = ref
     node = pipeline.select_node(outcome.network, scores, given)
@@ -369,7 +408,11 @@ def _finish(walk: Walk, outcome: Outcome, choices: list[tuple[str, str, str]], r
     if network.data is None:
         return
     parts = [part for part in ("validation", "test") if part in network.images]
-    nodes = [pipeline.evaluate_node(network, name, ref, part) for name, ref in stages.items() for part in parts]
+    nodes = [
+        pipeline.evaluate_node(network, name, ref, part, f"baseline/{part}/evaluate" if name != "baseline" else None)
+        for name, ref in stages.items()
+        for part in parts
+    ]
     measured = walk.stage("evaluate", nodes)
     for name in stages:
         outcome.measured[name] = {part: walk.data(measured[f"{name}/{part}/evaluate"]) for part in parts}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect as inspection
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,9 +12,9 @@ import typer
 
 from lrfgraph import __version__
 from lrfgraph.errors import LrfError, RecipeError
-from lrfgraph.recipe import Recipe
+from lrfgraph.recipe import Recipe, fields_of
 
-__all__ = ["OPTIONS", "app", "main"]
+__all__ = ["COMMON", "OPTIONS", "app", "main"]
 
 app = typer.Typer(
     name="lrfgraph",
@@ -22,6 +24,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+cache = typer.Typer(
+    help="Look after a cache: ls, du, verify, gc, rm, pin, unpin.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(cache, name="cache")
 
 OPTIONS: dict[str, str] = {
     "data": "data.source",
@@ -48,72 +57,223 @@ OPTIONS: dict[str, str] = {
     "workers": "run.workers",
     "scheduler": "run.scheduler",
 }
-"""Which recipe key each option of `run` and `plan` fills; ``--set`` reaches all others."""
+"""Which recipe key each option of the commands fills; ``--set`` reaches all others."""
 
+LOOKING = ("custom", "architecture", "unsafe", "methods", "cache")
+"""The options that matter to a command that only looks at a model."""
+
+RecipeFile = Annotated[
+    Path | None, typer.Option(help="Recipe in TOML (default: lrfgraph.toml beside the model or here).")
+]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="Any option: section.key=value; may be repeated.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Model = Annotated[Path, typer.Argument(help="The model: a .keras or .h5 file.", show_default=False)]
-Text = str | None
+
+COMMON: dict[str, tuple[Any, Any]] = {
+    "recipe": (RecipeFile, None),
+    "settings": (Settings, None),
+    "json": (Json, False),
+    "debug": (Debug, False),
+}
+"""Options of every command that takes a recipe, beside `OPTIONS`: annotation and default."""
+
+Command = Callable[..., None]
 
 
-def _option(help: str, flag: str | None = None) -> Any:
-    return typer.Option(*([flag] if flag else []), help=help, show_default=False)
+def _parameters(names: Sequence[str]) -> list[inspection.Parameter]:
+    """Options as typer reads them; their help is the recipe's."""
+    options = {option.key: option for option in fields_of()}
+    found = []
+    for name in names:
+        option, flag = options[OPTIONS[name]], "--" + name.replace("_", "-")
+        switch = option.type == "true or false"
+        kind: Any = bool if switch else str | None
+        annotation = Annotated[kind, typer.Option(flag, help=option.help + ".", show_default=False)]
+        found.append(_parameter(name, annotation, False if switch else None))
+    return found + [_parameter(name, annotation, default) for name, (annotation, default) in COMMON.items()]
 
 
-Data = Annotated[Text, _option("Images: FILE.npz, a folder of class folders, or package.module:function.")]
-Scale = Annotated[Text, _option("Factor for pixel values, as 1/255.")]
-Mean = Annotated[Text, _option("Mean per channel, subtracted after scaling.")]
-Std = Annotated[Text, _option("Standard deviation per channel.")]
-Stats = Annotated[Text, _option("A .npz with arrays mean and std of the image's shape.")]
-Channels = Annotated[Text, _option("Order of colours the network expects: rgb or bgr.")]
-ImageSize = Annotated[Text, _option("Size that images from folders are resized to, as 32 or 32x48.")]
-Out = Annotated[Text, _option("Folder for the results (default: MODEL-compressed beside you).")]
-RecipeFile = Annotated[Path | None, _option("A recipe in TOML (default: lrfgraph.toml beside the model or here).")]
-Configuration = Annotated[Text, _option("A hybrid.toml to use as it is, in place of a policy.")]
-Cache = Annotated[Text, _option("Folder of the cache (default: cache).")]
-Policy = Annotated[Text, _option("How the configuration is chosen: threshold, budget, …")]
-Params = Annotated[Text, _option("Share of the parameters to keep, as 0.4 (policy budget).")]
-Macs = Annotated[Text, _option("Share of the MACs to keep, as 0.5 (policy budget).")]
-MaxDrop = Annotated[Text, _option("Points of validation accuracy that may be lost (policy accuracy).")]
-MinSimilarity = Annotated[Text, _option("Similarity each layer must keep, 0 to 1 (policy threshold).")]
-Methods = Annotated[Text, _option("Methods to try, as cp,tucker (default: all).")]
-Custom = Annotated[Text, _option("Custom objects, as package.module:Name,…")]
-Architecture = Annotated[Text, _option("Model JSON for a file that holds weights alone.")]
-Unsafe = Annotated[bool, _option("Open files that carry code, such as Lambda layers.", "--unsafe")]
-Epochs = Annotated[Text, _option("Epochs of the one fine-tuning; 0 for none.")]
-Until = Annotated[Text, _option("Stop after this kind of node, as select.")]
-WorkerCount = Annotated[Text, _option("Worker processes; 0 for threads.")]
-Scheduler = Annotated[Text, _option("Address of a Dask scheduler, as tcp://host:8786.")]
-Settings = Annotated[list[str] | None, _option("Any other option: section.key=value; may be repeated.", "--set")]
-Json = Annotated[bool, _option("Print summary.json alone on standard output.", "--json")]
-Debug = Annotated[bool, _option("Show the traceback of an error.", "--debug")]
+def _parameter(name: str, annotation: Any, default: Any) -> inspection.Parameter:
+    return inspection.Parameter(name, inspection.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _takes_recipe(names: Sequence[str] = tuple(OPTIONS), beside: bool = True) -> Callable[[Command], Command]:
+    """Give a command the options of a recipe; it is called with what they come to.
+
+    The command's own parameters come first: MODEL, and arguments of its own. `made`, `base` and `as_json` are
+    filled in.
+    """
+
+    def decorate(command: Command) -> Command:
+        own = [p for p in inspection.signature(command, eval_str=True).parameters.values() if p.name not in FILLED]
+
+        def called(**given: Any) -> None:
+            file, settings = given["recipe"], given["settings"]
+            made, base = read_recipe(given["model"], file, given, settings, beside)
+            command(**{p.name: given[p.name] for p in own}, made=made, base=base, as_json=given["json"])
+
+        parameters = [p.replace(kind=inspection.Parameter.KEYWORD_ONLY) for p in own] + _parameters(names)
+        called.__name__, called.__doc__ = command.__name__, command.__doc__
+        called.__signature__ = inspection.Signature(parameters)  # type: ignore[attr-defined]
+        called.__annotations__ = {p.name: p.annotation for p in parameters}
+        return called
+
+    return decorate
+
+
+FILLED = ("made", "base", "as_json")
 
 
 @app.command()
-def run(
-    model: Model, data: Data = None, scale: Scale = None, mean: Mean = None, std: Std = None, stats: Stats = None,
-    channels: Channels = None, image_size: ImageSize = None, out: Out = None, recipe: RecipeFile = None,
-    configuration: Configuration = None, cache: Cache = None, policy: Policy = None, params: Params = None,
-    macs: Macs = None, max_drop: MaxDrop = None, min_similarity: MinSimilarity = None, methods: Methods = None,
-    custom: Custom = None, architecture: Architecture = None, unsafe: Unsafe = False, epochs: Epochs = None,
-    until: Until = None, workers: WorkerCount = None, scheduler: Scheduler = None, settings: Settings = None,
-    json: Json = False, debug: Debug = False,
-) -> None:  # fmt: skip
+@_takes_recipe()
+def run(model: Model, made: Recipe, base: Path, as_json: bool) -> None:
     """Compress MODEL and write the smaller model with an account of what was lost."""
     from lrfgraph.report.running import run_and_report
 
-    made, base = read_recipe(model, recipe, locals(), settings)
-    run_and_report(model, made, base, as_json=json)
+    run_and_report(model, made, base, as_json=as_json)
 
 
 @app.command()
-def inspect(
-    model: Model, custom: Custom = None, architecture: Architecture = None, unsafe: Unsafe = False,
-    json: Json = False, debug: Debug = False,
-) -> None:  # fmt: skip
+@_takes_recipe()
+def plan(model: Model, made: Recipe, base: Path, as_json: bool) -> None:
+    """Say what `run` would compute and what it would reuse, and why; exit code 3 if there is something to compute."""
+    from lrfgraph.report.planning import plan_and_report
+
+    if plan_and_report(model, made, base, as_json=as_json):
+        raise typer.Exit(3)
+
+
+@app.command()
+@_takes_recipe()
+def explain(
+    model: Model,
+    layer: Annotated[str, typer.Argument(help="The layer, as `inspect` writes it.", show_default=False)],
+    made: Recipe,
+    base: Path,
+    as_json: bool,
+) -> None:
+    """Show the candidates of LAYER in MODEL, which one was chosen, and what excluded the others."""
+    from lrfgraph.report.explaining import explain_layer
+
+    explain_layer(model, layer, made, base, as_json=as_json)
+
+
+@app.command()
+@_takes_recipe(LOOKING, beside=False)
+def inspect(model: Model, made: Recipe, base: Path, as_json: bool) -> None:
     """Print every layer: kernel, parameters and MACs with their share, break-even ranks, methods or why none."""
     from lrfgraph.report.inspecting import inspect_model
 
-    made, _ = read_recipe(model, None, locals(), None, beside=False)
-    inspect_model(model, made, as_json=json)
+    inspect_model(model, made, as_json=as_json)
+
+
+Out = Annotated[Path, typer.Option(help="Folder for the results, the model and the cache.")]
+
+
+@app.command()
+def demo(out: Out = Path("lrfgraph-demo"), json: Json = False, debug: Debug = False) -> None:
+    """Compress a small network that comes with the package, fine-tuning included; under two minutes on two cores."""
+    from lrfgraph.report.demonstrating import demonstrate
+
+    demonstrate(out, as_json=json)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+# The cache ------------------------------------------------------------------------------------------------------
+
+CacheFolder = Annotated[
+    Path | None, typer.Option("--cache", help="Folder of the cache (default: that of lrfgraph.toml here, or cache).")
+]
+RunName = Annotated[str, typer.Argument(help="Name of a run, as `cache ls` writes it.", show_default=False)]
+
+
+def _folder(given: Path | None) -> Path:
+    if given is not None:
+        return given
+    here = Path("lrfgraph.toml")
+    return Path((Recipe.from_toml(here) if here.is_file() else Recipe()).run.cache)
+
+
+@cache.command()
+def ls(
+    kind: Annotated[str | None, typer.Option(help="List the entries of this kind of node.")] = None,
+    run: Annotated[str | None, typer.Option(help="List the entries that this run stands on.")] = None,
+    cache: CacheFolder = None, json: Json = False, debug: Debug = False,
+) -> None:  # fmt: skip
+    """List runs with entries, size and age; with --kind or --run the entries themselves."""
+    from lrfgraph.report import caching
+
+    caching.ls(_folder(cache), kind, run, as_json=json)
+
+
+@cache.command()
+def du(cache: CacheFolder = None, json: Json = False, debug: Debug = False) -> None:
+    """Print entries and bytes by kind."""
+    from lrfgraph.report import caching
+
+    caching.du(_folder(cache), as_json=json)
+
+
+@cache.command()
+def verify(
+    remove: Annotated[bool, typer.Option("--remove", help="Remove what is damaged; the next run computes it.")] = False,
+    cache: CacheFolder = None, json: Json = False, debug: Debug = False,
+) -> None:  # fmt: skip
+    """Digest every file again; exit code 1 if something is damaged."""
+    from lrfgraph.report import caching
+
+    if caching.verify(_folder(cache), remove, as_json=json):
+        raise typer.Exit(1)
+
+
+@cache.command()
+def gc(
+    max_size: Annotated[str | None, typer.Option(help="Size that may stay, as 5GB; the least used goes first.")] = None,
+    older_than: Annotated[str | None, typer.Option(help="Remove what was not used for so long, as 30d.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    cache: CacheFolder = None, json: Json = False, debug: Debug = False,
+) -> None:  # fmt: skip
+    """Remove what was not used for long, or the least recently used; never what a live or pinned run stands on."""
+    from lrfgraph.report import caching
+
+    caching.gc(_folder(cache), max_size, older_than, dry_run, as_json=json)
+
+
+@cache.command()
+def rm(
+    run: Annotated[str | None, typer.Argument(help="Name of a run.", show_default=False)] = None,
+    kind: Annotated[str | None, typer.Option(help="Remove all entries of this kind of node.")] = None,
+    cache: CacheFolder = None, json: Json = False, debug: Debug = False,
+) -> None:  # fmt: skip
+    """Remove a run with the entries that no other run stands on, or all entries of a kind."""
+    from lrfgraph.report import caching
+
+    caching.rm(_folder(cache), run, kind, as_json=json)
+
+
+@cache.command()
+def pin(run: RunName, cache: CacheFolder = None, debug: Debug = False) -> None:
+    """Keep everything that a run stands on, whatever `gc` is asked to do."""
+    from lrfgraph.report import caching
+
+    caching.pin(_folder(cache), run, True)
+
+
+@cache.command()
+def unpin(run: RunName, cache: CacheFolder = None, debug: Debug = False) -> None:
+    """Let `gc` remove again what a run stands on."""
+    from lrfgraph.report import caching
+
+    caching.pin(_folder(cache), run, False)
+
+
+# From arguments to a recipe -----------------------------------------------------------------------------------------
 
 
 def read_recipe(
@@ -126,8 +286,8 @@ def read_recipe(
     for option, key in OPTIONS.items():
         value = given.get(option)
         if value is not None and value is not False:
-            if option in ("data", "stats"):
-                value, base = _from_here(value, base)
+            if option in ("data", "stats", "configuration"):
+                value = _from_here(value)
             made = made.with_option(key, value if isinstance(value, str) else bool(value))
     for setting in settings or ():
         key, equals, value = setting.partition("=")
@@ -137,17 +297,19 @@ def read_recipe(
     return made, base
 
 
-def _from_here(value: str, base: Path) -> tuple[str, Path]:
+def _from_here(value: str) -> str:
     """A path on the command line starts from the working folder, whatever the recipe's folder is."""
     path = Path(value)
-    return (str(path.absolute()) if path.exists() or "/" in value else value), base
+    return str(path.absolute()) if path.exists() or "/" in value else value
 
 
-def main() -> None:
-    """Run the command line; a user's mistake is one line on standard error and exit code 2."""
-    debug = "--debug" in sys.argv
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit; a user's mistake is one line on standard error and exit code 2."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
     try:
-        app(standalone_mode=False)
+        code = app(args=arguments, prog_name="lrfgraph", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
     except LrfError as error:
         if debug:
             raise
@@ -155,23 +317,18 @@ def main() -> None:
         sys.exit(error.exit_code)
     except typer.Exit as error:
         sys.exit(error.exit_code)
-    except typer.Abort:
-        sys.exit(130)
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         _say("interrupted; what was finished is kept in the cache, the same command goes on from there")
         sys.exit(130)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        sys.stderr.close()
+        sys.exit(0)
     except Exception as error:
         if debug or not hasattr(error, "format_message"):
             raise
-        _say(error.format_message())
+        _say(error.format_message() or "give a command; lrfgraph --help lists them")
         sys.exit(2)
 
 
 def _say(message: str) -> None:
     print("lrfgraph: " + " ".join(message.split()), file=sys.stderr)
-
-
-@app.command()
-def version() -> None:
-    """Print the version."""
-    print(__version__)

@@ -7,18 +7,18 @@ import os
 import resource
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lrfgraph.api import Outcome
-from lrfgraph.engine.nodes import digest
+from lrfgraph.api import Outcome, run_name
 from lrfgraph.errors import OutputError
 from lrfgraph.network.pieces import layer_cost
 from lrfgraph.pipeline import kept_reason
 from lrfgraph.selection.configuration import write_configuration
 
-__all__ = ["STAGES", "prepare_folder", "summary", "write"]
+__all__ = ["STAGES", "result_folder", "summary", "write"]
 
 STAGES = ("baseline", "factorized", "repaired", "finetuned")
 
@@ -35,7 +35,7 @@ def summary(outcome: Outcome, model: Path) -> dict[str, Any]:
     return {
         "format": 1,
         "lrfgraph": __version__,
-        "run": run_name(outcome),
+        "run": run_name(model, walk.identity, walk.recipe),
         "model": {"path": str(model), "digest": network.digest},
         "recipe": walk.recipe.to_dict(),
         **stages,
@@ -46,14 +46,6 @@ def summary(outcome: Outcome, model: Path) -> dict[str, Any]:
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "warnings": [*outcome.notes, *walk.warnings],
     }
-
-
-def run_name(outcome: Outcome) -> str:
-    """Name a run by what it is: the network, the recipe and the images."""
-    recipe = {k: v for k, v in outcome.walk.recipe.to_dict().items() if k != "run"}
-    return digest(
-        [outcome.network.digest, json.dumps(recipe, default=list, sort_keys=True), dict(outcome.network.images)]
-    )[:12]
 
 
 def _stage(outcome: Outcome, name: str, model: Path, exported: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -101,17 +93,33 @@ def layer_rows(outcome: Outcome) -> list[dict[str, Any]]:
     return rows
 
 
-def prepare_folder(path: Path) -> Path:
-    """Make sure that results can be written before any work is done; raises OutputError."""
+@contextmanager
+def result_folder(path: Path) -> Iterator[Path]:
+    """Make sure that results can be written before any work is done; raises OutputError.
+
+    What was made for it goes again if the work fails before anything is written.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
+        _remove_empty(missing)
         raise OutputError(
             f"output folder {path} cannot be written ({error.strerror}); choose another with --out"
         ) from None
-    return path
+    try:
+        yield path
+    except BaseException:
+        _remove_empty(missing)
+        raise
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def write(outcome: Outcome, folder: Path, said: Mapping[str, Any]) -> None:

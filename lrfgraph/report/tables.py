@@ -1,13 +1,28 @@
-"""What a person sees in the terminal."""
+"""What a person sees in the terminal, as plain text: nothing is cut off, whatever the width."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+import textwrap
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["accuracy", "bytes_text", "count_text", "print_layers", "print_result"]
+__all__ = [
+    "accuracy",
+    "age_text",
+    "bytes_text",
+    "columns",
+    "count_text",
+    "kernel_text",
+    "layers_table",
+    "result_table",
+    "seconds_text",
+    "stage_line",
+]
 
 TITLES = {"baseline": "original", "factorized": "factorized", "repaired": "repaired", "finetuned": "fine-tuned"}
+NARROWEST = 32
 
 
 def count_text(n: float) -> str:
@@ -31,6 +46,65 @@ def bytes_text(n: float) -> str:
     return count_text(n).replace(" k", " kB").replace(" M", " MB").replace(" G", " GB") if n >= 1e3 else f"{n:g} B"
 
 
+def seconds_text(n: float) -> str:
+    """Write a duration for people.
+
+    >>> seconds_text(0.042), seconds_text(12.3), seconds_text(400)
+    ('0.04 s', '12.3 s', '6 min 40 s')
+    """
+    if n < 60:
+        return f"{n:.2f} s" if n < 1 else f"{n:.1f} s"
+    minutes, seconds = divmod(round(n), 60)
+    return f"{minutes} min {seconds} s"
+
+
+def age_text(then: float) -> str:
+    """Write how long ago a time was (seconds since 1970)."""
+    passed = max(time.time() - then, 0.0)
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if passed >= size:
+            return f"{int(passed // size)} {unit}"
+    return f"{int(passed)} s"
+
+
+def kernel_text(kernel: Sequence[int]) -> str:
+    """Write a canonical kernel shape, the groups left out where there is one.
+
+    >>> kernel_text((1, 3, 3, 16, 32)), kernel_text((16, 3, 3, 1, 1))
+    ('3×3×16×32', '16×3×3×1×1')
+    """
+    return "×".join(map(str, kernel[1:] if kernel and kernel[0] == 1 else kernel))
+
+
+def columns(titles: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> str:
+    """Lay out a table; `right` are the columns set to the right. The last column wraps where the terminal ends.
+
+    >>> print(columns(["name", "n", ""], [["a", "10", "it is"], ["bcd", "2", ""]], right=[1]))
+    name   n
+    a     10  it is
+    bcd    2
+    """
+    lines, last = [list(titles), *(list(row) for row in rows)], len(titles) - 1
+    to_the_right = set(right)
+    widths = [max((len(line[i]) for line in lines), default=0) for i in range(last)]
+    start = sum(widths) + 2 * last
+    room = max(shutil.get_terminal_size().columns - start, NARROWEST)
+    made = []
+    for line in lines:
+        cells = [
+            cell.rjust(w) if i in to_the_right else cell.ljust(w)
+            for i, (cell, w) in enumerate(zip(line, widths, strict=False))
+        ]
+        if last in to_the_right:
+            wide = max(len(other[last]) for other in lines)
+            made.append("  ".join([*cells, line[last].rjust(wide)]).rstrip())
+            continue
+        wrapped = textwrap.wrap(line[last], room, break_long_words=False, break_on_hyphens=False) or [""]
+        made.append("  ".join([*cells, wrapped[0]]).rstrip())
+        made += [" " * start + more for more in wrapped[1:]]
+    return "\n".join(made)
+
+
 def accuracy(stage: Mapping[str, Any], part: str) -> str:
     """Write an accuracy in percent, or a mean squared error, with its standard error."""
     if stage["accuracy"][part] is not None:
@@ -40,56 +114,47 @@ def accuracy(stage: Mapping[str, Any], part: str) -> str:
     return "–"
 
 
-def print_result(console: Any, said: Mapping[str, Any]) -> None:
-    """Print before and after, the seconds by stage and the nodes."""
-    from rich.table import Table
-
+def result_table(said: Mapping[str, Any]) -> str:
+    """Before and after."""
     stages = {name: said[name] for name in TITLES if said[name]}
-    regression = "mse" in said["baseline"]
-    table = Table(title=None, box=None, pad_edge=False, header_style="bold")
-    table.add_column("")
-    for name in stages:
-        table.add_column(TITLES[name], justify="right")
     base = said["baseline"]
-
-    def row(title: str, key: str, text: Any) -> None:
+    rows = []
+    for title, key, text in (
+        ("parameters", "parameters", count_text),
+        ("MACs", "macs", count_text),
+        ("file", "file_bytes", bytes_text),
+    ):
         cells = []
         for stage in stages.values():
             share = f" ({stage[key] / base[key]:.1%})" if stage is not base and base[key] else ""
             cells.append(text(stage[key]) + share)
-        table.add_row(title, *cells)
-
-    row("parameters", "parameters", count_text)
-    row("MACs", "macs", count_text)
-    row("file", "file_bytes", bytes_text)
-    measure = "mean squared error" if regression else "accuracy"
+        rows.append([title, *cells])
+    measure = "mean squared error" if "mse" in base else "accuracy"
     for part in ("validation", "test"):
-        if any(accuracy(stage, part) != "–" for stage in stages.values()):
-            table.add_row(f"{measure}, {part}", *(accuracy(stage, part) for stage in stages.values()))
-    console.print(table)
+        cells = [accuracy(stage, part) for stage in stages.values()]
+        if any(cell != "–" for cell in cells):
+            rows.append([f"{measure}, {part}", *cells])
+    return columns(["", *(TITLES[name] for name in stages)], rows, right=range(1, len(stages) + 1))
+
+
+def stage_line(said: Mapping[str, Any]) -> str:
+    """Nodes run and reused, and the seconds by stage."""
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in said["seconds"].items() if value >= 0.05)
     run, reused = sum(said["nodes"]["run"].values()), sum(said["nodes"]["reused"].values())
-    console.print(f"nodes: {run} run, {reused} reused" + (f"; seconds: {seconds}" if seconds else ""), highlight=False)
+    return f"nodes: {run} run, {reused} reused" + (f"; seconds: {seconds}" if seconds else "")
 
 
-def print_layers(console: Any, said: Mapping[str, Any]) -> None:
-    """Print what became of every layer."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("layer", "kind", "kernel", "method", "rank"):
-        table.add_column(title)
-    for title in ("parameters", "MACs", "similarity"):
-        table.add_column(title, justify="right")
+def layers_table(said: Mapping[str, Any]) -> str:
+    """What became of every layer; why one is kept stands at the end of its line."""
+    metric = said["recipe"]["similarity"]["metric"]
+    titles = ["layer", "kind", "kernel", "method", "rank", "parameters", "MACs", metric, ""]
+    rows = []
     for layer in said["layers"]:
-        kernel = "×".join(map(str, layer["kernel"][1:] if layer["kernel"][0] == 1 else layer["kernel"]))
+        head = [layer["name"], layer["kind"], kernel_text(layer["kernel"])]
         if layer["method"] is None:
-            table.add_row(layer["name"], layer["kind"], kernel, f"[dim]kept: {layer['reason']}[/dim]")
+            rows.append([*head, "–", "", "", "", "", f"kept: {layer['reason']}"])
             continue
-        shares = (f"{after / before:.1%}" if before else "–" for before, after in (layer["parameters"], layer["macs"]))
-        metric = said["recipe"]["similarity"]["metric"]
+        shares = [f"{after / before:.1%}" if before else "–" for before, after in (layer["parameters"], layer["macs"])]
         similar = f"{layer['similarity'][metric]:.4f}" if metric in layer["similarity"] else "–"
-        table.add_row(
-            layer["name"], layer["kind"], kernel, layer["method"], "x".join(map(str, layer["rank"])), *shares, similar
-        )
-    console.print(table)
+        rows.append([*head, layer["method"], "x".join(map(str, layer["rank"])), *shares, similar, ""])
+    return columns(titles, rows, right=(5, 6, 7))
