@@ -25,6 +25,7 @@ Arrays = dict[str, NDArray[Any]]
 EXPANSION = 64  # a file may unpack to this many times its size …
 SLACK = 1 << 20  # … and this many bytes
 PASSING = {"compile_config", "keras_version", "backend", "shared_object_id"}
+ENDS = {"input_layers", "output_layers"}
 LFS = b"version https://git-lfs"
 
 
@@ -82,9 +83,14 @@ def model_digest(path: Path | str) -> str:
 
 
 def _lasting(config: Any) -> Any:
-    """Drop from a configuration what changes from one saving to the next: addresses, versions, compile options."""
+    """Drop from a configuration what changes from one saving to the next: addresses, versions, compile options, and
+    whether a single input or output is a list of one."""
     if isinstance(config, dict):
-        return {key: _lasting(value) for key, value in config.items() if key not in PASSING}
+        kept = {key: _lasting(value) for key, value in config.items() if key not in PASSING}
+        for key in ENDS & kept.keys():
+            if isinstance(kept[key], list) and len(kept[key]) == 1 and isinstance(kept[key][0], list):
+                kept[key] = kept[key][0]
+        return kept
     return [_lasting(item) for item in config] if isinstance(config, list) else config
 
 
