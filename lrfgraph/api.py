@@ -24,6 +24,7 @@ from lrfgraph.methods.base import parse_rank, write_rank
 from lrfgraph.network.layers import LayerSpec
 from lrfgraph.pipeline import Network
 from lrfgraph.recipe import Recipe
+from lrfgraph.search import SEARCHES, Bench, Point
 from lrfgraph.selection import POLICIES
 from lrfgraph.selection.configuration import read_configuration
 from lrfgraph.similarity import METRICS
@@ -133,7 +134,8 @@ class Outcome:
     """What a run came to; `report` writes it out.
 
     models : entries by stage name (``factorized``, ``repaired``, ``finetuned``).  accuracy : by stage and split.
-    exported : entry with the two files.  scores : every candidate's score, by layer, method and rank.
+    exported : entry with the two files.  points : what a searching policy measured.
+    scores : every candidate's score, by layer, method and rank.
     """
 
     network: Network
@@ -141,6 +143,8 @@ class Outcome:
     decision: dict[str, Any] | None = None
     measured: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     exported: Ref | None = None
+    baseline: Ref | None = None
+    points: tuple[Point, ...] = ()
     scores: dict[tuple[str, str, str], Ref] = field(default_factory=dict)
     history: list[dict[str, Any]] | None = None
     notes: list[str] = field(default_factory=list)
@@ -218,7 +222,7 @@ def check(recipe: Recipe) -> None:
     tables = {
         "explore.methods": tuple(METHODS),
         "similarity.metric": tuple(METRICS),
-        "select.policy": tuple(POLICIES),
+        "select.policy": (*POLICIES, *SEARCHES),
         "run.until": tuple(STEPS),
     }
     pipeline.check_names(recipe, tables)
@@ -305,7 +309,8 @@ def _baseline(walk: Walk, outcome: Outcome) -> None:
     nodes = [pipeline.evaluate_node(network, "baseline", original, "validation")]
     refs = walk.stage("baseline", nodes, optional=True)
     found = walk.data(network.data)
-    measured = walk.data(refs[nodes[0].name])
+    outcome.baseline = refs[nodes[0].name]
+    measured = walk.data(outcome.baseline)
     outcome.measured["baseline"] = {"validation": measured}
     chance = found["chance"]
     if chance is not None and not network.recipe.data.allow_chance:
@@ -382,14 +387,29 @@ def _choose(walk: Walk, outcome: Outcome, refs: dict[str, Ref], given: bool) -> 
             scores[f"{layer}|{method}|{rank}"] = outcome.scores[layer, method, rank] = ref
         elif name.endswith("/noise"):
             scores[f"{name.removesuffix('/noise')}|noise|ranks"] = ref
-    node = pipeline.select_node(outcome.network, scores, given)
-    try:
-        ref = walk.stage("select", [node])[node.name]
-    except Stopped as stopped:
-        outcome.decision = walk.data(stopped.refs[node.name])
-        raise
-    outcome.decision = walk.data(ref)
+    search = SEARCHES.get(_policy(outcome))
+    if search is not None and not given:
+        assert outcome.baseline is not None
+        found = search(Bench(walk, outcome.network, refs, scores, outcome.baseline))
+        outcome.decision, outcome.points = found.decision, found.points
+        outcome.notes.extend(found.notes)
+        if walk.recipe.run.until == "select":
+            raise Stopped({})
+    else:
+        node = pipeline.select_node(outcome.network, scores, given)
+        try:
+            ref = walk.stage("select", [node])[node.name]
+        except Stopped as stopped:
+            outcome.decision = walk.data(stopped.refs[node.name])
+            raise
+        outcome.decision = walk.data(ref)
     return [(c["layer"], c["method"], c["rank"]) for c in outcome.decision["choices"] if c["method"]]
+
+
+def _policy(outcome: Outcome) -> str:
+    """The policy in force: one that measures needs images, without any the threshold decides."""
+    policy = outcome.network.recipe.select.policy
+    return "threshold" if policy in SEARCHES and outcome.network.data is None else policy
 
 
 def _finish(walk: Walk, outcome: Outcome, choices: list[tuple[str, str, str]], refs: Mapping[str, Ref]) -> None:

@@ -22,6 +22,7 @@ from lrfgraph.steps.common import geometry
 
 __all__ = [
     "Network",
+    "budget_node",
     "candidate_nodes",
     "check_names",
     "curvature_nodes",
@@ -241,30 +242,41 @@ def candidate_nodes(
 
 def select_node(network: Network, scores: Mapping[str, Ref], given: bool = False) -> Node:
     """Pick the configuration from all scores, keyed ``layer|method|rank``, or take the `given` one as it is."""
-    recipe = network.recipe
-    options = asdict(recipe.select)
-    for name in ("configuration", "point"):
+    options = asdict(network.recipe.select)
+    for name in ("configuration", "point", "points", "max_drop"):
         del options[name]
-    if given:
-        options = {"policy": "given"}
+    return _select(network, scores, {"policy": "given"} if given else options)
+
+
+def budget_node(
+    network: Network, scores: Mapping[str, Ref], params: float | None = None, macs: float | None = None
+) -> Node:
+    """Solve for the best configuration within shares of the parameters or MACs, whatever the recipe's policy is."""
+    return _select(network, scores, {"policy": "budget", "params": params, "macs": macs})
+
+
+def _select(network: Network, scores: Mapping[str, Ref], options: Mapping[str, Any]) -> Node:
     rows = []
     for layer in network.layers:
         if layer.kind:
             count = layer_cost(layer)
-            rows.append([layer.name, count.parameters, count.macs, kept_reason(layer, recipe)])
+            rows.append([layer.name, count.parameters, count.macs, kept_reason(layer, network.recipe)])
     params = {"layers": rows, "parameters": network.parameters, "macs": network.macs}
-    return Node("select", "select", {**params, "metric": recipe.similarity.metric, "options": options}, dict(scores))
+    params |= {"metric": network.recipe.similarity.metric, "options": dict(options)}
+    return Node("select", "select", params, dict(scores))
 
 
 # What a configuration sets in motion ------------------------------------------------------------------------------
 
 
-def rebuild_nodes(network: Network, choices: Sequence[tuple[str, str, str]], refs: Mapping[str, Ref]) -> list[Node]:
+def rebuild_nodes(
+    network: Network, choices: Sequence[tuple[str, str, str]], refs: Mapping[str, Ref], final_only: bool = False
+) -> list[Node]:
     """Rebuild a configuration (layer, method, rank), and repair it layer by layer where that is asked for.
 
     Everything is keyed by the chosen factors, not by the policy that chose them: another threshold with the same
-    choice retrains nothing. A layer's repair is keyed by the repairs before it, so a change in a late layer
-    repairs only what follows.
+    choice retrains nothing. A layer's repair is keyed by the repairs before it, so a change in a late layer repairs
+    only what follows. `final_only` leaves out the model before repair.
     """
     model = Ref(network.digest, network.model.key)
     choices = in_program_order(network, choices)
@@ -289,6 +301,8 @@ def rebuild_nodes(network: Network, choices: Sequence[tuple[str, str, str]], ref
         where = {**network.where, "last": index == len(choices) - 1, "max_memory": network.recipe.run.max_memory}
         names.append(f"{written[index][0]}/repair")
         nodes.append(Node(names[-1], "repair", {**params, "previous": written[:index]}, before, where))
+    if final_only:
+        nodes = nodes[1:]
     repaired: dict[str, str | Ref] = {f"{i}/repair": name for i, name in enumerate(names)}
     nodes.append(Node("repaired/rebuild", "rebuild", {"choices": written}, {"model": model, **repaired}))
     return nodes
@@ -326,9 +340,7 @@ def _finetune(network: Network, student: Ref) -> Node:
     return Node("finetune", "finetune", params, inputs, dict(network.where))
 
 
-def evaluate_node(
-    network: Network, name: str, model: str | Ref, part: str, original: str | Ref | None = None
-) -> Node:
+def evaluate_node(network: Network, name: str, model: str | Ref, part: str, original: str | Ref | None = None) -> Node:
     """Measure a model on one split, and compare it with what the `original` answered there."""
     inputs: dict[str, str | Ref] = {"model": model, "data": network.split(part)}
     if original is not None:

@@ -267,18 +267,14 @@ class _Fit:
         self.layer, self.plan, self.tail, self.solve, self.free_bias = layer, plan, tail, solve, free_bias
         self.x, self.target, self.shortcut, self.cut = x, target, shortcut, fitted
         self.fitted = x[:, :fitted]
-        self.mean = (
-            self.fitted.mean(axis=1, keepdims=True, dtype=np.float64) if free_bias else np.zeros((x.shape[0], 1, x.shape[2]))
-        )
-        self.moments = (self.fitted.swapaxes(1, 2) @ self.fitted).astype(np.float64) / fitted - self.mean.swapaxes(
-            1, 2
-        ) @ self.mean
+        self.mean = self._centre(self.fitted)
+        self.moments = self._product(self.fitted, self.mean)
 
     def best(self, rounds: int, ridge: float) -> Refitted:
         """Solve, then solve again with what the ReLU hides left out; keep whatever does best on the held-out rows."""
         first = _scaled(self.plan, self.tail.scale)
         bias = self._bias(first, self.target)
-        start = self._unrepaired_bias()
+        start = self.tail.shift
         tried = [(self._error(first, start), first, start), (self._error(first, bias), first, bias)]
         for strength in self._ridges(ridge):
             weights, target = first, self.target
@@ -304,26 +300,26 @@ class _Fit:
     def _matrix(self, weights: Sequence[Array]) -> Array:
         return self.layer.matrix(compose(self.plan.pieces, list(weights)))
 
+    def _centre(self, values: Array) -> Array:
+        """Mean over rows, (groups, 1, columns); zero where no bias could take it up."""
+        if not self.free_bias:
+            return np.zeros((values.shape[0], 1, values.shape[2]))
+        return np.asarray(values.mean(axis=1, keepdims=True, dtype=np.float64))
+
+    def _product(self, values: Array, centre: Array) -> Array:
+        """Mean of x·valuesᵀ over the fitted rows, centred."""
+        raw: Array = self.fitted.swapaxes(1, 2) @ values
+        return np.asarray(raw.astype(np.float64) / self.cut - self.mean.swapaxes(1, 2) @ centre)
+
     def _cross(self, target: Array) -> Array:
         fitted = target[:, : self.cut]
-        centre = (
-            fitted.mean(axis=1, keepdims=True, dtype=np.float64)
-            if self.free_bias
-            else np.zeros((fitted.shape[0], 1, fitted.shape[2]))
-        )
-        return (self.fitted.swapaxes(1, 2) @ fitted).astype(np.float64) / fitted.shape[1] - self.mean.swapaxes(
-            1, 2
-        ) @ centre
+        return self._product(fitted, self._centre(fitted))
 
     def _bias(self, weights: Sequence[Array], target: Array) -> Array:
-        """Folded bias (groups, 1, outputs); zero where the layer has none to give."""
+        """Folded bias (groups, 1, outputs); what it is now where the layer has none to give."""
         if not self.free_bias:
             return self.tail.shift
-        centre = target[:, : self.cut].mean(axis=1, keepdims=True, dtype=np.float64)
-        return np.asarray(centre - self.mean @ self._matrix(weights))
-
-    def _unrepaired_bias(self) -> Array:
-        return self.tail.shift
+        return np.asarray(self._centre(target[:, : self.cut]) - self.mean @ self._matrix(weights))
 
     def _unfold(self, bias: Array) -> Array:
         """Take BatchNorm's own shift out again: what is left is the bias before it."""
@@ -332,7 +328,8 @@ class _Fit:
 
     def _made(self, weights: Sequence[Array], bias: Array) -> Array:
         made: Array = self.x @ self._matrix(weights).astype(np.float32)
-        return np.add(made, bias.astype(np.float32))
+        made += bias.astype(np.float32)
+        return made
 
     def _error(self, weights: Sequence[Array], bias: Array) -> float:
         """Relative squared error on held-out rows, after the addition and the activation."""

@@ -36,8 +36,8 @@ def cut(layer: LayerSpec, x: Array, image: NDArray[np.intp], position: NDArray[n
     rows : (n, S, channels); S = 1 where rows are vectors.
     """
     if layer.rows == "vector":
-        vectors: Array = x.reshape(x.shape[0], -1, x.shape[-1])[image, position]
-        return np.expand_dims(vectors, 1)
+        vectors: Array = x.reshape(x.shape[0], -1, 1, x.shape[-1])[image, position]
+        return vectors
     before, after, grid = _padding(layer, x.shape[1:-1])
     padded = np.pad(x, [(0, 0), *zip(before, after, strict=True), (0, 0)])
     corner = np.unravel_index(position, grid)
