@@ -17,11 +17,12 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BEAT", "STALE_AFTER", "Lease", "Waiting", "live", "owner", "owner_is_dead"]
+__all__ = ["BEAT", "STALE_AFTER", "Lease", "Waiting", "live", "owner", "owner_is_dead", "sweep"]
 
 BEAT = 2.0
 STALE_AFTER = 10.0
@@ -147,6 +148,14 @@ def live(path: Path, stale_after: float = STALE_AFTER) -> bool:
     return age <= stale_after + (0 if content.get("host") == _host() else 60)
 
 
+def sweep(path: Path, older_than: float = 60.0) -> None:
+    """Remove a lease that nobody holds and that is not brand-new; best effort."""
+    content = _read(path)
+    with contextlib.suppress(OSError):
+        if content is not None and not live(path, max(older_than, STALE_AFTER)) and time.time() - path.stat().st_mtime > older_than:
+            _take_away(path, content)
+
+
 def _dead(content: dict[str, Any], path: Path) -> bool:
     host, pid, started = content.get("host"), content.get("pid"), content.get("started")
     if not isinstance(host, str) or not isinstance(pid, int) or not isinstance(started, int):
@@ -198,20 +207,30 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _take_away(path: Path, content: dict[str, Any]) -> bool:
-    """Remove a stale lease; of several who try, one renames it and the others find it gone or changed."""
-    if _read(path) != content:
-        return False
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    try:
-        path.rename(aside)
-    except FileNotFoundError:
+    """Remove a lease that was found stale, if it is that one still.
+
+    Between the look and the removal another may have removed it and a third have made its own: those who take away
+    do it one after the other. Only where the system has no file locks may two runs end up with one lease.
+    """
+    with _one_at_a_time(path.parent.with_name(f"{path.parent.name}.lock")):
+        if _read(path) != content:
+            return False
+        path.unlink(missing_ok=True)
         return True
-    mine = _read(aside) == content
-    if not mine:  # a new owner came in between: put its lease back unless yet another one is there
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    # flock and not a file made with O_EXCL: the system lets go of it when its holder dies
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with path.open("a") as file:
         with contextlib.suppress(OSError):
-            os.link(aside, path)
-    aside.unlink(missing_ok=True)
-    return mine
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _beat() -> None:

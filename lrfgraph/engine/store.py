@@ -283,9 +283,7 @@ class Store:
             if dead or _age(path) > LEFTOVER_AGE:
                 shutil.rmtree(path, ignore_errors=True)
         for path in _listed(self.base / "leases"):
-            if not leases.live(path, max(self.stale_after, 60.0)) and _age(path) > 60.0:
-                with contextlib.suppress(OSError):
-                    path.unlink()
+            leases.sweep(path)
 
     @contextlib.contextmanager
     def writing(self, key: str, need: int = 0) -> Iterator[None]:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from lrfgraph.engine import leases
-from lrfgraph.engine.leases import Waiting, live, owner
+from lrfgraph.engine.leases import Waiting, live, owner, sweep
 
 
 def write(path: Path, host: str, pid: int, started: int, token: str = "t") -> None:
@@ -20,7 +20,7 @@ def write(path: Path, host: str, pid: int, started: int, token: str = "t") -> No
 
 
 def test_one_owner_at_a_time(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "x.lease"
+    path = tmp_path / "leases" / "x.lease"
     lease = Waiting(path).acquire()
     assert lease is not None
     assert live(path)
@@ -33,7 +33,7 @@ def test_one_owner_at_a_time(tmp_path: Path) -> None:
 
 
 def test_the_dead_are_not_waited_for(tmp_path: Path) -> None:
-    path = tmp_path / "x.lease"
+    path = tmp_path / "leases" / "x.lease"
     script = "import sys; from pathlib import Path; from lrfgraph.engine.leases import Waiting; import os\n"
     script += "assert Waiting(Path(sys.argv[1])).acquire(); os._exit(9)"
     root = str(Path(leases.__file__).parents[2])
@@ -45,12 +45,12 @@ def test_the_dead_are_not_waited_for(tmp_path: Path) -> None:
     assert lease is not None
     assert time.monotonic() - started < 1
     lease.release()
-    assert list(tmp_path.iterdir()) == []
+    assert list(path.parent.iterdir()) == []
 
 
 def test_a_process_number_used_again_is_not_the_owner(tmp_path: Path) -> None:
     host, pid, started = owner()
-    path = tmp_path / "x.lease"
+    path = tmp_path / "leases" / "x.lease"
     write(path, host, os.getppid(), 1)
     lease = Waiting(path).acquire()
     assert lease is not None
@@ -60,7 +60,7 @@ def test_a_process_number_used_again_is_not_the_owner(tmp_path: Path) -> None:
 
 
 def test_another_machine_is_given_time(tmp_path: Path) -> None:
-    path = tmp_path / "x.lease"
+    path = tmp_path / "leases" / "x.lease"
     write(path, "elsewhere", 1, 1)
     os.utime(path, (1000, 1000))  # its clock may be wrong: only standing still counts
     waiting = Waiting(path, stale_after=0.1)
@@ -75,7 +75,8 @@ def test_another_machine_is_given_time(tmp_path: Path) -> None:
 
 
 def test_a_torn_lease_ages(tmp_path: Path) -> None:
-    path = tmp_path / "x.lease"
+    path = tmp_path / "leases" / "x.lease"
+    path.parent.mkdir()
     path.write_text('{"host": "he')
     waiting = Waiting(path, stale_after=0.05)
     assert waiting.acquire() is None
@@ -84,8 +85,8 @@ def test_a_torn_lease_ages(tmp_path: Path) -> None:
 
 
 def test_only_one_of_many_takes_over(tmp_path: Path) -> None:
-    path = tmp_path / "x.lease"
-    for _ in range(20):
+    path = tmp_path / "leases" / "x.lease"
+    for _ in range(40):
         write(path, owner()[0], 999999999, 1)
         got = []
         barrier = threading.Barrier(8)
@@ -104,11 +105,11 @@ def test_only_one_of_many_takes_over(tmp_path: Path) -> None:
             thread.join()
         assert len(got) == 1
         got[0].release()
-    assert list(tmp_path.iterdir()) == []
+    assert list(path.parent.iterdir()) == []
 
 
 def test_who_lost_a_lease_does_not_release_the_next_ones(tmp_path: Path) -> None:
-    path = tmp_path / "x.lease"
+    path = tmp_path / "leases" / "x.lease"
     lease = Waiting(path).acquire()
     assert lease is not None
     write(path, "elsewhere", 1, 1, "theirs")
@@ -117,7 +118,7 @@ def test_who_lost_a_lease_does_not_release_the_next_ones(tmp_path: Path) -> None
 
 
 def test_the_heart_beats(tmp_path: Path) -> None:
-    path = tmp_path / "x.lease"
+    path = tmp_path / "leases" / "x.lease"
     lease = Waiting(path).acquire()
     assert lease is not None
     os.utime(path, (1000, 1000))
@@ -126,3 +127,19 @@ def test_the_heart_beats(tmp_path: Path) -> None:
         time.sleep(0.05)
     assert time.time() - path.stat().st_mtime < 2 * leases.BEAT
     lease.release()
+
+
+def test_sweeping_takes_only_what_nobody_holds(tmp_path: Path) -> None:
+    path = tmp_path / "leases" / "x.lease"
+    lease = Waiting(path).acquire()
+    assert lease is not None
+    sweep(path, older_than=0.0)
+    assert path.exists()
+    lease.release()
+    write(path, owner()[0], 999999999, 1)
+    sweep(path)
+    assert path.exists(), "a moment ago it may have been somebody's"
+    os.utime(path, (1000, 1000))
+    sweep(path)
+    assert not path.exists()
+    sweep(path)
