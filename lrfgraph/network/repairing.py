@@ -189,7 +189,7 @@ class _Space:
         """Keep the arrays of a value that nobody reads any more, a few of each shape."""
         first, second = pair
         for array in (first,) if first is second else pair:
-            if array.flags.writeable and array.base is None or isinstance(array, np.memmap):
+            if (array.flags.writeable and array.base is None) or isinstance(array, np.memmap):
                 spare = self.spare.setdefault(array.shape, [])
                 if len(spare) < LIVE:
                     spare.append(array)

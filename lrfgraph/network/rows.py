@@ -46,7 +46,8 @@ def cut(layer: LayerSpec, x: Array, image: NDArray[np.intp], position: NDArray[n
         corner[axis][:, None] * layer.strides[axis] + offsets[axis][None, :] * layer.dilation[axis]
         for axis in range(len(layer.spatial))
     )
-    return padded[(image[:, None], *index)]
+    rows: Array = padded[(image[:, None], *index)]
+    return rows
 
 
 def _padding(layer: LayerSpec, size: tuple[int, ...]) -> tuple[list[int], list[int], tuple[int, ...]]:
