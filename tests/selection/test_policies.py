@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import options, problem, smallest_share
 
 from lrfgraph.errors import ConfigurationError
 from lrfgraph.selection import POLICIES, Candidate, Choice, Decision, LayerChoices, Problem, totals
 from lrfgraph.selection.budget import front, loss_of, solve
 from lrfgraph.selection.evbmf import noise_rank
+from tests.selection.problems import options, problem, smallest_share
 
 SEEDS = st.integers(0, 10_000)
 BUDGETED = ("threshold", "budget", "energy", "uniform")
