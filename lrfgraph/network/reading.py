@@ -18,6 +18,7 @@ import numpy as np
 from lrfgraph.errors import LrfError, ModelError
 from lrfgraph.network.archive import Archive, model_digest, one_line, open_archive, read_config
 from lrfgraph.network.legacy import repair
+from lrfgraph.network.starting import start_keras
 
 __all__ = ["load_model", "locate_operations", "model_digest"]
 
@@ -79,6 +80,7 @@ def load_model(
     ModelError : one line saying why the file cannot be opened and what to supply.
     """
     archive = open_archive(Path(path))
+    start_keras()
     config = archive.config
     if architecture is not None:
         config = read_config(architecture)
