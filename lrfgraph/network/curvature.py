@@ -91,9 +91,8 @@ def _loss(y: Any, draw: Any, output: str) -> Any:
 
     if output == "values":
         signs = tf.where(draw < 0.5, -1.0, 1.0)
-        return tf.reduce_sum(signs * y) / tf.sqrt(
-            0.5 * tf.reduce_mean(tf.reduce_sum(tf.reshape(y * y, (tf.shape(y)[0], -1)), 1))
-        )
+        power = tf.reduce_mean(tf.reduce_sum(tf.reshape(y * y, (tf.shape(y)[0], -1)), 1))
+        return tf.reduce_sum(signs * y) / tf.sqrt(0.5 * tf.stop_gradient(power))
     logits = tf.math.log(y + 1e-12) if output == "probabilities" else y
     if y.shape[-1] == 1:
         p = y if output == "probabilities" else tf.sigmoid(y)

@@ -17,7 +17,7 @@ STEPS: dict[str, Step] = {
         Step("describe", 1, sources.describe, decides=True),
         Step("data", 1, sources.data, decides=True),
         Step("record", 1, passes.record, passes.record_together),
-        Step("curvature", 1, passes.curvature, passes.curvature_together),
+        Step("curvature", 2, passes.curvature, passes.curvature_together),
         Step("decompose", 1, candidates.decompose),
         Step("ranks", 1, candidates.ranks, decides=True),
         Step("noise", 1, candidates.noise),
