@@ -298,6 +298,8 @@ def rebuild_nodes(
         params = {"options": {**options, "seed": network.recipe.record.seed}, "choice": written[index]}
         before: dict[str, str | Ref] = {f"previous/{i}": name for i, name in enumerate(names)}
         before |= {"model": model, "data": network.split("repair"), "own/factors": own, "own/prepared": prepared}
+        if f"{written[index][0]}/curvature" in refs:
+            before["curvature"] = refs[f"{written[index][0]}/curvature"]
         where = {**network.where, "last": index == len(choices) - 1, "max_memory": network.recipe.run.max_memory}
         names.append(f"{written[index][0]}/repair")
         nodes.append(Node(names[-1], "repair", {**params, "previous": written[:index]}, before, where))

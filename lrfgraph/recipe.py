@@ -317,8 +317,8 @@ class ExploreOptions(_Section):
 
     SECTION = "explore"
     methods: tuple[str, ...] = _option((), NAMES, "Factorization methods to try; empty for all that apply")
-    ranks: int = _option(16, INTEGER, "Ranks tried per layer and method", low=1, high=4096)
-    smallest: float = _option(0.02, NUMBER, "Smallest share of a layer's parameters that is tried", above=0, high=1)
+    ranks: int = _option(24, INTEGER, "Ranks tried per layer and method", low=1, high=4096)
+    smallest: float = _option(0.01, NUMBER, "Smallest share of a layer's parameters that is tried", above=0, high=1)
     largest: float = _option(1.0, NUMBER, "Largest share of a layer's parameters that is tried", above=0, high=1)
     weighting: str = _option(
         "input",
@@ -368,8 +368,8 @@ class RepairOptions(_Section):
     enabled: bool = _option(False, SWITCH, "Refit the factors to the original's activations, layer by layer")
     images: int = _option(3072, INTEGER, "Images the refit is made from", low=1)
     rows: int = _option(65536, INTEGER, "Rows of each layer that the refit sees", low=2)
-    rounds: int = _option(2, INTEGER, "Further rounds where a ReLU follows", low=0, high=100)
-    steps: int = _option(60, INTEGER, "Solver steps per layer and round", low=1)
+    rounds: int = _option(3, INTEGER, "Further rounds where a ReLU follows", low=0, high=100)
+    steps: int = _option(150, INTEGER, "Solver steps per layer and round", low=1)
     ridge: float = _option(0.001, NUMBER, "Regularization, in parts of the moments' mean diagonal", low=0)
 
 

@@ -96,10 +96,8 @@ def _descend(
         return unit * value, unit * np.concatenate([d.ravel() for d in slope])
 
     options = {"maxiter": steps, "maxcor": 20, "ftol": 1e-12, "gtol": 1e-10}
-    found = minimize(
-        objective, np.concatenate([w.ravel() for w in start]), jac=True, method="L-BFGS-B", options=options
-    )
-    return balance(split(found.x))
+    flat = np.concatenate([w.ravel() for w in start])
+    return balance(split(minimize(objective, flat, jac=True, method="L-BFGS-B", options=options).x))
 
 
 def gradients(layer: LayerSpec, pieces: Sequence[Piece], weights: Sequence[Array], slope: Array) -> list[Array]:

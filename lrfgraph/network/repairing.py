@@ -29,6 +29,9 @@ BATCH = 256
 HELD_OUT = 8
 """The last eighth of the images judges a refit and takes no part in it."""
 
+DAMPING = 0.1
+"""Share of the curvature's mean that every direction of the outputs counts besides."""
+
 LIVE = 4
 """Activations of one shape that are alive at once, about: two streams, a layer's input and its output."""
 
@@ -37,11 +40,13 @@ Solver = Callable[[LayerSpec, Sequence[Piece], Sequence[Array], Array, Array, fl
 
 @dataclass(frozen=True)
 class Replaced:
-    """A layer that is replaced by a chain."""
+    """A layer that is replaced by a chain; curvature, (groups, outputs, outputs), says which errors of its outputs the
+    network minds (`None`: all alike)."""
 
     layer: LayerSpec
     pieces: tuple[Piece, ...]
     weights: tuple[Array, ...]
+    curvature: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -267,6 +272,7 @@ class _Fit:
         self.layer, self.plan, self.tail, self.solve, self.free_bias = layer, plan, tail, solve, free_bias
         self.x, self.target, self.shortcut, self.cut = x, target, shortcut, fitted
         self.fitted = x[:, :fitted]
+        self.root, self.inverse = _output_roots(plan, tail)
         self.mean = self._centre(self.fitted)
         self.moments = self._product(self.fitted, self.mean)
 
@@ -279,7 +285,7 @@ class _Fit:
         for strength in self._ridges(ridge):
             weights, target = first, self.target
             for _ in range(rounds + 1 if self.tail.rectified else 1):
-                weights = self.solve(self.layer, self.plan.pieces, weights, self.moments, self._cross(target), strength)
+                weights = self._solved(weights, target, strength)
                 bias = self._bias(weights, target)
                 tried.append((self._error(weights, bias), weights, bias))
                 target = self._let_through(weights, bias)
@@ -292,6 +298,15 @@ class _Fit:
             error,
             kept,
         )
+
+    def _solved(self, weights: Sequence[Array], target: Array, strength: float) -> list[Array]:
+        """Solve where errors of the outputs count by the network's curvature: its root is part of the last factor."""
+        cross = self._cross(target)
+        if self.root is None or self.inverse is None:
+            return self.solve(self.layer, self.plan.pieces, weights, self.moments, cross, strength)
+        turned = [*weights[:-1], _mixed(weights[-1], self.root)]
+        found = self.solve(self.layer, self.plan.pieces, turned, self.moments, cross @ self.root, strength)
+        return [*found[:-1], _mixed(found[-1], self.inverse)]
 
     def _ridges(self, ridge: float) -> list[float]:
         few = self.fitted.shape[1] < 8 * self.layer.width
@@ -338,8 +353,11 @@ class _Fit:
         wanted, got = self.target[:, self.cut :] + shortcut, made + shortcut
         if self.tail.rectified:
             wanted, got = np.clip(wanted, *self.tail.rectified), np.clip(got, *self.tail.rectified)
+        got -= wanted
+        if self.root is not None:
+            got, wanted = (each @ self.root.astype(np.float32) for each in (got, wanted))
         power = float(np.sum(np.square(wanted), dtype=np.float64))
-        return float(np.sum(np.square(got - wanted), dtype=np.float64)) / max(power, 1e-30)
+        return float(np.sum(np.square(got), dtype=np.float64)) / max(power, 1e-30)
 
     def _let_through(self, weights: Sequence[Array], bias: Array) -> Array:
         """The target with what the ReLU cuts off replaced by what the layer makes there anyway, cut off too."""
@@ -366,6 +384,24 @@ def _unscaled(plan: Replaced, weights: Sequence[Array], scale: Array) -> list[Ar
 
 def _times(weight: Array, scale: Array) -> Array:
     return weight * scale.reshape(scale.shape[0], *[1] * (weight.ndim - 2), scale.shape[-1])
+
+
+def _mixed(weight: Array, matrix: Array) -> Array:
+    """Multiply a piece's outputs, the last axis, by one matrix a group."""
+    groups, *between, outputs = weight.shape
+    return np.asarray(weight.reshape(groups, -1, outputs) @ matrix).reshape(groups, *between, outputs)
+
+
+def _output_roots(plan: Replaced, tail: _Tail) -> tuple[Array | None, Array | None]:
+    """Return the root of the curvature at the folded output, damped, and its inverse."""
+    if plan.curvature is None or plan.pieces[-1].form == "core":
+        return None, None
+    scale = np.where(tail.scale == 0, np.inf, tail.scale)
+    folded = plan.curvature / (scale * scale.swapaxes(1, 2))
+    values, vectors = np.linalg.eigh(folded)
+    mean = values.mean(axis=1, keepdims=True)
+    values = np.sqrt(np.maximum(values, 0) + DAMPING * np.where(mean > 0, mean, 1.0))[:, None]
+    return (vectors * values) @ vectors.swapaxes(1, 2), (vectors / values) @ vectors.swapaxes(1, 2)
 
 
 def _tail(program: Program, call: Call, plan: Replaced, streams: Mapping[int, tuple[Array, Array]]) -> _Tail:

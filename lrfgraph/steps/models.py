@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,8 @@ def repair(task: Task) -> Result:
             earlier, its_method, its_rank = choice
             walk.know(replaced(earlier, its_method, its_rank, before[earlier].weights), before[earlier])
     plan = replaced(name, method, rank, factors_of(layers[name], method, rank, *_factors_inputs(task, "own")))
+    if "curvature" in task.inputs:
+        plan = replace(plan, curvature=task.inputs["curvature"].array("curvature"))
     solve = partial(refit, steps=options["steps"])
     found = walk.refit(plan, solve, options["rows"], options["rounds"], options["ridge"], options["seed"])
     if not task.where.get("last"):
