@@ -135,7 +135,7 @@ class Outcome:
 
     models : entries by stage name (``factorized``, ``repaired``, ``finetuned``).  accuracy : by stage and split.
     exported : entry with the two files.  points : what a searching policy measured.
-    scores : every candidate's score, by layer, method and rank.
+    scores : every candidate's score, by layer, method and rank.  refs : all results of the exploration, by name.
     """
 
     network: Network
@@ -145,6 +145,7 @@ class Outcome:
     exported: Ref | None = None
     baseline: Ref | None = None
     points: tuple[Point, ...] = ()
+    refs: dict[str, Ref] = field(default_factory=dict)
     scores: dict[tuple[str, str, str], Ref] = field(default_factory=dict)
     history: list[dict[str, Any]] | None = None
     notes: list[str] = field(default_factory=list)
@@ -241,6 +242,7 @@ def _walk(walk: Walk, model: Path, base: Path, on_baseline: Callable[[Outcome], 
             raise ModelError(_nothing_to_do(outcome.network))
         given = _given(outcome, base)
         refs = _explore(walk, outcome.network, given)
+        outcome.refs = refs
         choices = _choose(walk, outcome, refs, given is not None)
         _finish(walk, outcome, choices, refs)
     except Stopped:
