@@ -1,0 +1,132 @@
+"""Refit: exact gradients, the closed form where there is one, and a ridge that holds on to where it started."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lrfgraph.methods import refit as module
+from lrfgraph.methods.base import Method
+from lrfgraph.methods.refit import balance, gradients, refit
+from lrfgraph.network.layers import Array, LayerSpec
+from lrfgraph.network.pieces import compose
+from tests.methods.examples import NAMES, PAIRS, SHARES, correlated_moments, fit, random_kernel
+
+FEW = [index for index, (_, spec) in enumerate(PAIRS) if spec.weights <= 2000]
+PAIRS_FEW, NAMES_FEW = [PAIRS[i] for i in FEW], [NAMES[i] for i in FEW]
+
+
+def chain(method: Method, spec: LayerSpec, seed: int = 0) -> tuple[Any, list[Array]]:
+    """A candidate of middling rank: its pieces and weights in float64."""
+    kernel = random_kernel(spec, seed)
+    ranks = method.ranks(spec, method.prepare(spec, kernel), SHARES)
+    rank = ranks[len(ranks) // 2] if ranks else method.full_rank(spec)
+    assert rank is not None
+    return method.pieces(spec, rank), [w.astype(np.float64) for w in fit(method, spec, kernel, rank)]
+
+
+def matrix(spec: LayerSpec, pieces: Any, weights: Any) -> Array:
+    return spec.matrix(compose(pieces, list(weights)))
+
+
+def objective(made: Array, g: Array, c: Array) -> float:
+    return float(np.sum(made * (g @ made - 2 * c)))
+
+
+def moments_of(spec: LayerSpec) -> Array:
+    return correlated_moments(spec)[:, :-1, :-1]
+
+
+@pytest.mark.parametrize(("method", "spec"), PAIRS, ids=NAMES)
+def test_gradients_are_the_differences(method: Method, spec: LayerSpec) -> None:
+    """The product is linear in every piece: a step along one piece changes it by exactly the gradient's part."""
+    pieces, weights = chain(method, spec)
+    rng = np.random.default_rng(3)
+    slope = rng.normal(size=matrix(spec, pieces, weights).shape)
+    found = gradients(spec, pieces, weights, slope)
+    assert [g.shape for g in found] == [w.shape for w in weights]
+    start = np.sum(slope * matrix(spec, pieces, weights))
+    for index, gradient in enumerate(found):
+        step = rng.normal(size=gradient.shape)
+        moved = [*weights[:index], weights[index] + step, *weights[index + 1 :]]
+        change = np.sum(slope * matrix(spec, pieces, moved)) - start
+        assert change == pytest.approx(np.sum(gradient * step), rel=1e-8, abs=1e-8 * (1 + abs(start)))
+
+
+@pytest.mark.parametrize(("method", "spec"), PAIRS_FEW, ids=NAMES_FEW)
+def test_refit_never_ends_above_its_start(method: Method, spec: LayerSpec) -> None:
+    pieces, weights = chain(method, spec)
+    g, rng = moments_of(spec), np.random.default_rng(4)
+    wanted = spec.matrix(random_kernel(spec).astype(np.float64))
+    c = g @ (wanted + 0.05 * rng.normal(size=wanted.shape) * np.abs(wanted).mean())
+    found = refit(spec, pieces, weights, g, c, 0.0, 30)
+    assert [w.shape for w in found] == [w.shape for w in weights]
+    before, after = (objective(matrix(spec, pieces, w), g, c) for w in (weights, found))
+    assert after <= before + 1e-9 * abs(before)
+
+
+@pytest.mark.parametrize(("method", "spec"), PAIRS_FEW, ids=NAMES_FEW)
+def test_a_target_that_the_chain_can_reach_is_reached(method: Method, spec: LayerSpec) -> None:
+    pieces, weights = chain(method, spec)
+    g, rng = moments_of(spec), np.random.default_rng(5)
+    wanted = matrix(spec, pieces, weights)
+    near = [w + 0.1 * np.abs(w).mean() * rng.normal(size=w.shape) for w in weights]
+
+    def error(made: Array) -> float:
+        return float(np.sum((made - wanted) * (g @ (made - wanted))) / np.sum(wanted * (g @ wanted)))
+
+    found = refit(spec, pieces, near, g, g @ wanted, 0.0, 300)
+    assert error(matrix(spec, pieces, found)) < min(1e-4, error(matrix(spec, pieces, near)))
+
+
+@pytest.mark.parametrize(("method", "spec"), PAIRS_FEW, ids=NAMES_FEW)
+def test_a_large_ridge_holds_on_to_the_start(method: Method, spec: LayerSpec) -> None:
+    pieces, weights = chain(method, spec)
+    g, start = moments_of(spec), matrix(spec, pieces, weights)
+    c = g @ np.random.default_rng(6).normal(size=start.shape)
+    found = matrix(spec, pieces, refit(spec, pieces, weights, g, c, 1e8, 30))
+    np.testing.assert_allclose(found, start, atol=1e-4 * np.abs(start).max())
+
+
+MATRICES = [(m, s) for m, s in PAIRS_FEW if m.name in ("svd", "svd_channel", "qr") and s.family != "transposed"]
+
+
+@pytest.mark.parametrize(("method", "spec"), MATRICES, ids=[f"{m.name}-{s.name}" for m, s in MATRICES])
+def test_the_closed_form_is_no_worse_than_descent(
+    method: Method, spec: LayerSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces, weights = chain(method, spec)
+    g, wanted = moments_of(spec), spec.matrix(random_kernel(spec, 9).astype(np.float64))
+    ridge = 1e-3
+    exact = matrix(spec, pieces, refit(spec, pieces, weights, g, g @ wanted, ridge, 1))
+    monkeypatch.setattr(module, "_is_matrix_pair", lambda layer, pieces: False)
+    descent = matrix(spec, pieces, refit(spec, pieces, weights, g, g @ wanted, ridge, 200))
+    penalty = ridge * np.trace(g, axis1=1, axis2=2)[:, None, None] / g.shape[-1]
+    whole, cross = g + penalty * np.eye(g.shape[-1]), g @ wanted + penalty * matrix(spec, pieces, weights)
+    assert objective(exact, whole, cross) <= objective(descent, whole, cross) + 1e-9 * abs(
+        objective(descent, whole, cross)
+    )
+
+
+def test_the_anchor_need_not_be_the_start() -> None:
+    method, spec = next((m, s) for m, s in PAIRS_FEW if m.name == "svd" and s.kind == "dense")
+    rank = method.full_rank(spec)
+    assert rank is not None
+    pieces, weights = method.pieces(spec, rank), fit(method, spec, random_kernel(spec), rank)
+    anchor = spec.matrix(random_kernel(spec, 7).astype(np.float64))
+    g = moments_of(spec)
+    found = matrix(spec, pieces, refit(spec, pieces, weights, g, 0 * anchor, 1e8, 30, anchor))
+    np.testing.assert_allclose(found, anchor, atol=1e-4 * np.abs(anchor).max())
+
+
+def test_balance_equals_norms_and_keeps_the_product() -> None:
+    method, spec = next((m, s) for m, s in PAIRS_FEW if m.name == "tucker")
+    pieces, weights = chain(method, spec)
+    uneven = [weights[0] * 100, weights[1] / 7, weights[2] * 3]
+    even = balance(uneven)
+    np.testing.assert_allclose(matrix(spec, pieces, even), matrix(spec, pieces, uneven), rtol=1e-9, atol=1e-12)
+    assert np.ptp([np.linalg.norm(w) for w in even]) < 1e-9
+    nothing = [np.zeros(3), np.ones(3)]
+    assert all(a is b for a, b in zip(balance(nothing), nothing, strict=True))
