@@ -1,0 +1,134 @@
+"""What selection and repair reach without any gradient step: points lost on test at given budgets, network by network.
+
+Configurations are chosen from calibration images alone; each is repaired, and its test accuracy measured once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from networks import arguments, model_path, recipe_of, write
+
+from lrfgraph import pipeline
+from lrfgraph.api import Outcome, compress
+from lrfgraph.engine.nodes import Ref
+from lrfgraph.recipe import Recipe
+
+LIMIT = 1.5
+"""Points of test accuracy that "removed at" allows."""
+
+PARAMS: dict[str, Sequence[float]] = {
+    "resnet20_cifar10": (0.50, 0.38, 0.35, 0.33),
+    "resnet56_cifar10": (0.32, 0.29, 0.26),
+    "cnn_gtsrb": (0.14, 0.12, 0.10, 0.08),
+    "vgg6_cifar10": (0.28, 0.25, 0.22),
+    "vgg_bn_cifar10": (0.21, 0.18, 0.15),
+    "lenet5_mnist": (0.11, 0.09, 0.07),
+    "resnet8_mlperftiny_cifar10": (0.59, 0.54, 0.49),
+    "squeezenet_cifar10": (0.55, 0.45),
+    "mobilenet_cifar10": (0.60, 0.50),
+    "conv1d_mnist1d": (0.20, 0.12, 0.08),
+}
+MACS: dict[str, Sequence[float]] = {
+    "resnet20_cifar10": (0.40, 0.36, 0.33),
+    "cnn_gtsrb": (0.25, 0.22, 0.19),
+    "lenet5_mnist": (0.21, 0.18, 0.15),
+    "vgg6_cifar10": (0.31, 0.27, 0.23),
+    "resnet8_mlperftiny_cifar10": (0.70, 0.64, 0.58),
+}
+SINGLE = ("svd_channel", "svd_spatial", "tucker", "cp", "tt")
+
+
+def main() -> None:
+    """Run the asked comparisons and print a row for each configuration."""
+    parser = arguments(__doc__ or "", tuple(PARAMS))
+    parser.add_argument("--axis", choices=("params", "macs"), default="params", help="what the budget limits")
+    parser.add_argument("--shares", type=float, nargs="+", help="shares kept; default: a few around 1.5 points lost")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of calibration and validation")
+    parser.add_argument("--compare", action="store_true", help="at each share also the other criteria and methods")
+    given = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for name in given.networks:
+        shares = given.shares or (PARAMS if given.axis == "params" else MACS).get(name, ())
+        for seed in given.seeds:
+            for row in measure(name, given, shares, seed):
+                rows.append(row)
+                print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
+                write(given.out, {"limit": LIMIT, "rows": rows, "removed": removed(rows, given.axis)})
+
+
+def measure(name: str, given: argparse.Namespace, shares: Sequence[float], seed: int) -> Iterator[dict[str, Any]]:
+    """Yield one row per configuration of one network and seed."""
+    recipe = recipe_of(name, given, explore__weighting="two_sided", repair__enabled=True, data__seed=seed)
+    recipe = recipe.with_option("record.seed", seed).with_option("run.until", "select")
+    recipe = recipe.with_option("select.policy", "budget").with_option("select.params", 0.9)
+    for share in shares:
+        variants = [("hybrid", recipe)]
+        if given.compare:
+            variants += list(_variants(recipe))
+        for title, variant in variants:
+            yield {"network": name, "seed": seed, "variant": title, "share": share} | _row(name, given, variant, share)
+
+
+def _variants(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
+    """Single methods for convolutions, single methods for dense layers, and the two criteria that look at one layer."""
+    for method in SINGLE:
+        yield f"{method} alone", recipe.with_option("explore.methods", f"{method},svd,qr,ttm")
+    for method in ("svd", "qr", "ttm"):
+        yield f"dense by {method}", recipe.with_option("explore.methods", ",".join((*SINGLE, method)))
+    plain = recipe.with_option("repair.enabled", False)
+    for policy in ("threshold", "energy", "uniform"):
+        yield f"{policy}, no repair", plain.with_option("select.policy", policy)
+    yield "budget, no repair", plain
+
+
+def _row(name: str, given: argparse.Namespace, recipe: Recipe, share: float) -> dict[str, Any]:
+    other = "macs" if given.axis == "params" else "params"
+    recipe = recipe.with_option(f"select.{given.axis}", share).with_option(f"select.{other}", None)
+    started = time.perf_counter()
+    outcome = compress(model_path(name, given), recipe)
+    said = _on_test(outcome)
+    network, decision = outcome.network, outcome.decision
+    assert decision is not None
+    used = sorted({choice["method"] for choice in decision["choices"] if choice["method"]})
+    return {
+        "parameters": round(decision["parameters"] / network.parameters, 4),
+        "macs": round(decision["macs"] / network.macs, 4),
+        "lost": round(100 * said["drop"], 3),
+        "lost_se": round(100 * said["drop_se"], 3),
+        "kl": round(said["kl"], 5),
+        "methods": "+".join(used),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def _on_test(outcome: Outcome) -> dict[str, Any]:
+    """Rebuild and repair the chosen configuration and measure it on the test images, against the original."""
+    walk, network, decision = outcome.walk, outcome.network, outcome.decision
+    assert decision is not None
+    choices = [(c["layer"], c["method"], c["rank"]) for c in decision["choices"] if c["method"]]
+    nodes = pipeline.rebuild_nodes(network, choices, outcome.refs, final_only=True)
+    model = walk.stage("rebuild", nodes, optional=True)[nodes[-1].name]
+    original = Ref(network.digest, network.model.key)
+    judged = pipeline.evaluate_node(network, "baseline", original, "test")
+    final = pipeline.evaluate_node(network, "final", model, "test", judged.name)
+    refs = walk.stage("evaluate", [judged, final], optional=True)
+    return walk.data(refs[final.name])
+
+
+def removed(rows: Sequence[dict[str, Any]], axis: str) -> dict[str, float]:
+    """Return the largest share removed by a measured hybrid that loses at most `LIMIT` points, by network and seed."""
+    kept = "parameters" if axis == "params" else "macs"
+    found: dict[str, float] = {}
+    for row in rows:
+        if row["variant"] == "hybrid" and row["lost"] <= LIMIT:
+            key = f"{row['network']}/{row['seed']}"
+            found[key] = max(found.get(key, 0.0), round(1 - row[kept], 4))
+    return found
+
+
+if __name__ == "__main__":
+    main()
