@@ -68,6 +68,9 @@ RecipeFile = Annotated[
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Any option: section.key=value; may be repeated.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+IMPLIED = {"params": "budget", "macs": "budget", "min_similarity": "threshold", "max_drop": "accuracy"}
+"""The policy that an option of one policy asks for, where ``--policy`` does not say."""
+
 Model = Annotated[Path, typer.Argument(help="The model: a .keras or .h5 file.", show_default=False)]
 
 COMMON: dict[str, tuple[Any, Any]] = {
@@ -289,6 +292,9 @@ def read_recipe(
             if option in ("data", "stats", "configuration"):
                 value = _from_here(value)
             made = made.with_option(key, value if isinstance(value, str) else bool(value))
+    implied = next((policy for option, policy in IMPLIED.items() if given.get(option) is not None), None)
+    if implied and given.get("policy") is None:
+        made = made.with_option("select.policy", implied)
     for setting in settings or ():
         key, equals, value = setting.partition("=")
         if not equals:

@@ -321,7 +321,7 @@ class ExploreOptions(_Section):
     smallest: float = _option(0.01, NUMBER, "Smallest share of a layer's parameters that is tried", above=0, high=1)
     largest: float = _option(1.0, NUMBER, "Largest share of a layer's parameters that is tried", above=0, high=1)
     weighting: str = _option(
-        "input",
+        "two_sided",
         TEXT,
         "What factors minimise: the kernel's error, the output's, or the network's",
         choices=("plain", "input", "two_sided"),
@@ -346,7 +346,7 @@ class SelectOptions(_Section):
     """How one candidate per layer is picked."""
 
     SECTION = "select"
-    policy: str = _option("threshold", TEXT, "Rule that picks one candidate per layer")
+    policy: str = _option("accuracy", TEXT, "Rule that picks one candidate per layer")
     min_similarity: float = _option(0.97, NUMBER, "Similarity that a candidate must reach", low=0, high=1)
     cost: str = _option("parameters", TEXT, "What is to become small", choices=("parameters", "macs", "mix"))
     mix: float = _option(0.5, NUMBER, "Weight of the parameters where the cost is a mix", low=0, high=1)
@@ -365,7 +365,7 @@ class RepairOptions(_Section):
     """How factors are refitted with the whole network in view, without labels."""
 
     SECTION = "repair"
-    enabled: bool = _option(False, SWITCH, "Refit the factors to the original's activations, layer by layer")
+    enabled: bool = _option(True, SWITCH, "Refit the factors to the original's activations, layer by layer")
     images: int = _option(3072, INTEGER, "Images the refit is made from", low=1)
     rows: int = _option(65536, INTEGER, "Rows of each layer that the refit sees", low=2)
     rounds: int = _option(3, INTEGER, "Further rounds where a ReLU follows", low=0, high=100)

@@ -21,7 +21,7 @@ def recipe() -> Recipe:
     return Recipe.from_dict(
         {
             "data": {"source": str(DATA), "scale": 1 / 255, "validation": 1000},
-            "select": {"min_similarity": 0.97},
+            "select": {"policy": "accuracy", "max_drop": 1.0},
             "finetune": {"epochs": 5},
         }
     )
