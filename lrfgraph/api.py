@@ -213,7 +213,8 @@ def inspect(
 
 def run_name(model: str | Path, identity: str, recipe: Recipe) -> str:
     """Name a run by its model file and by what is asked for: ``resnet20-1a2b3c4d``."""
-    asked = {section: values for section, values in recipe.to_dict().items() if section != "run"}
+    asked: dict[str, Any] = {section: values for section, values in recipe.to_dict().items() if section != "run"}
+    asked["until"] = recipe.run.until  # a run that stops early stands on less, and is another one
     stem = re.sub(r"[^A-Za-z0-9_.+-]", "_", Path(model).stem)[:60].lstrip(".+-") or "model"
     return f"{stem}-{digest([identity, asked])[:8]}"
 
@@ -234,20 +235,29 @@ def _walk(walk: Walk, model: Path, base: Path, on_baseline: Callable[[Outcome], 
     walk.reused.clear()
     outcome = Outcome(_describe(walk, model), walk)
     try:
-        outcome.network = _images(walk, outcome, base)
-        _baseline(walk, outcome)
-        if on_baseline:
-            on_baseline(outcome)
+        _stop_after(walk, "describe")
         if not any(True for _ in outcome.network.factorizable()):
             raise ModelError(_nothing_to_do(outcome.network))
         given = _given(outcome, base)
+        outcome.network = _images(walk, outcome, base)
+        _stop_after(walk, "data")
+        _baseline(walk, outcome)
+        if on_baseline:
+            on_baseline(outcome)
         refs = _explore(walk, outcome.network, given)
         outcome.refs = refs
         choices = _choose(walk, outcome, refs, given is not None)
         _finish(walk, outcome, choices, refs)
     except Stopped:
         outcome.stopped = True
+    if walk.recipe.run.until and not outcome.stopped:
+        outcome.notes.append(f"nothing of kind {walk.recipe.run.until} was asked for; the run went to its end")
     return outcome
+
+
+def _stop_after(walk: Walk, kind: str) -> None:
+    if walk.recipe.run.until == kind:
+        raise Stopped({})
 
 
 def _describe(walk: Walk, model: Path) -> Network:

@@ -61,7 +61,8 @@ class LiveRun:
 
 
 def start_run(store: Store, name: str, keys: Iterable[str] = ()) -> LiveRun:
-    """Record that a run stands on `keys`, in place of an earlier record of this name (a pin is kept).
+    """Record that a run stands on `keys`, in place of an earlier record of this name (a pin and what it
+    keeps stay).
 
     If a run of this name is live already, the new one takes a name of its own (``name-2``, …). On a cache that
     cannot be written there is no record and no error: what is only read needs none.
@@ -78,7 +79,9 @@ def start_run(store: Store, name: str, keys: Iterable[str] = ()) -> LiveRun:
     else:
         raise StoreError(f"cache {store.root} has a thousand live runs named {name!r}; choose another name")
     before = _read(store, _path(store, own))
-    record = RunRecord(own, tuple(dict.fromkeys(keys)), bool(before and before.pinned), round(time.time(), 3))
+    pinned = bool(before and before.pinned)
+    kept = before.keys if before and pinned else ()  # a rerun that is cut short takes nothing from what is pinned
+    record = RunRecord(own, tuple(dict.fromkeys([*kept, *keys])), pinned, round(time.time(), 3))
     try:
         _write(store, record)
     except StoreError:

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lrfgraph.cli import main
+
+DATA = Path(__file__).parent / "data"
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command said, and with which exit code it ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Said]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """The command line, within this process."""
+
+    def called(*arguments: object) -> Said:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        assert isinstance(left.value.code, int)
+        return Said(left.value.code, printed.out, printed.err)
+
+    return called
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run of the tiny network: its arguments, and where its cache and results are."""
+
+    arguments: tuple[str, ...]
+    cache: Path
+    out: Path
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Run everything once, fine-tuning included; tests copy the cache before they change it."""
+    folder = tmp_path_factory.mktemp("finished")
+    options = ("--data", str(DATA / "tiny_digits.npz"), "--scale", "1/255", "--epochs", "1", "--min-similarity", "0.9")
+    settings = ("--set", "explore.ranks=3", "--set", "data.calibration=100", "--set", "data.validation=60")
+    arguments = (str(DATA / "tiny_cnn.keras"), *options, *settings)
+    cache, out = folder / "cache", folder / "out"
+    with pytest.raises(SystemExit) as left:
+        main(["run", *arguments, "--cache", str(cache), "--out", str(out)])
+    assert left.value.code == 0
+    return Finished(arguments, cache, out)

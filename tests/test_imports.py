@@ -1,0 +1,112 @@
+"""Imports go one way through the rooms, and nothing heavy is loaded before it is used."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import lrfgraph
+
+PACKAGE = Path(lrfgraph.__file__).parent
+
+ROOMS = (
+    "errors",
+    "recipe",
+    "demo",
+    "sources",
+    "data",
+    "network",
+    "methods",
+    "similarity",
+    "selection",
+    "engine",
+    "steps",
+    "pipeline",
+    "search",
+    "api",
+    "report",
+    "cli",
+    "__main__",
+)
+"""A file imports from its own room and from those before it."""
+
+HEAVY = {
+    "tensorflow", "keras", "scipy", "zarr", "dask", "distributed", "h5py", "tensorly", "PIL", "matplotlib", "rich",
+    "threadpoolctl", "pandas",
+}  # fmt: skip
+KERAS_ROOM = "network"
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def module_of(path: Path) -> str:
+    return ".".join(("lrfgraph", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Yield the full names of the modules that a tree imports (``from a import b`` as ``a.b`` too)."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def at_module_level(tree: ast.Module) -> ast.Module:
+    """Return a tree without what runs only when it is called or checked."""
+
+    class Outermost(ast.NodeTransformer):
+        def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+            return None
+
+        def visit_If(self, node: ast.If) -> ast.If | None:
+            return None if "TYPE_CHECKING" in ast.unparse(node.test) else node
+
+    return Outermost().visit(tree)
+
+
+def test_every_room_is_listed() -> None:
+    assert {room_of(module_of(path)) for path in FILES} == set(ROOMS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_imports_go_one_way(path: Path) -> None:
+    own = ROOMS.index(room_of(module_of(path)))
+    for name in imported(ast.parse(path.read_text())):
+        if name.startswith("lrfgraph.") and name != "lrfgraph.__version__":
+            assert ROOMS.index(room_of(name)) <= own, f"{module_of(path)} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_heavy_libraries_are_imported_where_they_are_used(path: Path) -> None:
+    loaded = {name.split(".")[0] for name in imported(at_module_level(ast.parse(path.read_text())))}
+    assert not loaded & HEAVY
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_only_network_knows_keras(path: Path) -> None:
+    loaded = {name.split(".")[0] for name in imported(ast.parse(path.read_text()))}
+    if room_of(module_of(path)) != KERAS_ROOM:
+        assert not loaded & {"tensorflow", "keras"}
+
+
+def test_engine_knows_neither_keras_nor_low_rank() -> None:
+    for path in (PACKAGE / "engine").glob("*.py"):
+        rooms = {room_of(name) for name in imported(ast.parse(path.read_text())) if name.startswith("lrfgraph.")}
+        assert rooms <= {"engine", "errors"}, path.name
+
+
+@pytest.mark.parametrize("module", ["lrfgraph.cli", "lrfgraph.api", "lrfgraph.report.planning"])
+def test_nothing_heavy_is_loaded_with(module: str) -> None:
+    code = f"import sys, {module}; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.split() == []
