@@ -152,8 +152,9 @@ def sweep(path: Path, older_than: float = 60.0) -> None:
     """Remove a lease that nobody holds and that is not brand-new; best effort."""
     content = _read(path)
     with contextlib.suppress(OSError):
-        if content is not None and not live(path, max(older_than, STALE_AFTER)) and time.time() - path.stat().st_mtime > older_than:
-            _take_away(path, content)
+        held = content is None or live(path, max(older_than, STALE_AFTER))
+        if not held and time.time() - path.stat().st_mtime > older_than:
+            _take_away(path, content or {})
 
 
 def _dead(content: dict[str, Any], path: Path) -> bool:

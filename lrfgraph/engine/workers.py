@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import signal
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, wait
 from typing import Any, Protocol
@@ -21,7 +23,6 @@ __all__ = ["Cluster", "Graph", "Job", "Threads", "Workers", "one_blas_thread", "
 
 PATIENCE = 1.0
 GLANCE = 0.1
-TOPIC = "lrfgraph"
 BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 
 _blas_guard = threading.Lock()
@@ -90,21 +91,19 @@ class Cluster:
         self.workers, self.scheduler = workers, scheduler
         self._client: Any = None
         self._cluster: Any = None
-        self._runs = 0
 
     def run(self, graph: Graph, store: Store, listener: Listener) -> list[Outcome]:
         from distributed import as_completed
 
         client = self._start()
-        self._runs += 1
-        topic = f"{TOPIC}-{id(self)}-{self._runs}"
+        topic = f"lrfgraph-{uuid.uuid4().hex}"
         guard = threading.Lock()
 
         def emit(event: Event) -> None:
             with guard:
                 listener(event)
 
-        client.subscribe_topic(topic, lambda message: emit(Event(**message[1])))
+        client.subscribe_topic(topic, lambda message: emit(Event(**message[1]["event"])))
         outcomes: list[Outcome] = []
         futures: list[Any] = []
         try:
@@ -116,7 +115,7 @@ class Cluster:
                 if outcome.error:
                     break
         except BaseException:
-            self.close(patience=0.5)
+            self._kill()
             raise
         else:
             client.cancel([future for future in futures if not future.done()])
@@ -134,6 +133,14 @@ class Cluster:
         with contextlib.suppress(Exception):
             if cluster is not None:
                 cluster.close(timeout=patience)
+
+    def _kill(self) -> None:
+        """Stop now: closing waits for what the processes are at, and killing them costs only the nodes in flight."""
+        for nanny in getattr(self._cluster, "workers", {}).values():
+            with contextlib.suppress(OSError, AttributeError, TypeError):
+                nanny.close_gracefully()  # a nanny that is not told starts its process anew
+                os.kill(nanny.pid, signal.SIGKILL)
+        self.close(patience=0.5)
 
     def _start(self) -> Any:
         if self._client is None:
@@ -163,7 +170,7 @@ class Remote:
             return  # told by the outcome
         from distributed import get_worker
 
-        get_worker().log_event(self.topic, vars(event))
+        get_worker().log_event(self.topic, {"event": vars(event)})  # distributed adds the worker beside it
 
     def stopped(self) -> bool:
         return False

@@ -166,11 +166,14 @@ def test_two_live_runs_of_one_name(store: Store) -> None:
         start_run(store, "../run")
 
 
-def test_a_pin_survives_the_next_run(store: Store) -> None:
+def test_a_pin_and_what_it_keeps_survive_the_next_run(store: Store) -> None:
     start_run(store, "run", ["a/1"]).close()
     pin(store, "run")
     start_run(store, "run", ["a/2"]).close()
-    assert [(run.keys, run.pinned) for run in list_runs(store)] == [(("a/2",), True)]
+    assert [(run.keys, run.pinned) for run in list_runs(store)] == [(("a/1", "a/2"), True)]
+    pin(store, "run", False)
+    start_run(store, "run", ["a/3"]).close()
+    assert [(run.keys, run.pinned) for run in list_runs(store)] == [(("a/3",), False)]
 
 
 @pytest.mark.parametrize(

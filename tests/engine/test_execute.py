@@ -260,13 +260,15 @@ def test_processes_give_the_digests_of_threads(tmp_path: Path) -> None:
     from lrfgraph.engine.workers import workers_for
 
     plain, store = Store(tmp_path / "threads"), Store(tmp_path / "processes")
-    nodes = [*grid(3, 3), Node("slow", "slow", {"ticks": 2})]
+    nodes = [Node("slow", "slow", {"ticks": 2}), *grid(3, 3)]
     run(nodes, plain)
     cluster = workers_for(workers=2)
     try:
-        run(nodes[:2], store, threads=1)
+        run(nodes[1:3], store, threads=1)
         _, watch = run(nodes, store, on=cluster)
         assert watch.counts == {"reused": 2, "finished": len(nodes) - 2}
+        assert {"slow", "s0"} <= set(watch.names("started") + watch.names("reused"))
+        assert ("ticking", 2) in {(event.message, event.total) for event in watch.events}
         assert fingerprints(store) == fingerprints(plain)
         manifest = store.folder(resolve(nodes, STEPS, store).nodes["p1"].key) / "entry.json"
         manifest.write_bytes(manifest.read_bytes()[:-1])
