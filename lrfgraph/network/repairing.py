@@ -134,7 +134,9 @@ class Walk:
         compressed = self._run(calls, read, alive, 1) if parted else original
         self.streams.update((slot, (original[slot], compressed[slot])) for slot in alive)
         for slot in [slot for slot in self.streams if self.uses.get(slot, -1) < index]:
-            self.space.give_back(self.streams.pop(slot))
+            pair = self.streams.pop(slot)
+            if slot not in self.program.inputs:  # the images are the caller's, not ours to write over
+                self.space.give_back(pair)
         self.position = index
 
     def _run(self, calls: Sequence[Call], read: set[int], alive: Sequence[int], which: int) -> dict[int, Array]:
