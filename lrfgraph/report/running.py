@@ -10,6 +10,7 @@ from lrfgraph.api import Outcome, compress
 from lrfgraph.recipe import Recipe
 from lrfgraph.report import summary as files
 from lrfgraph.report import tables
+from lrfgraph.report.design_space import write_design_space
 from lrfgraph.report.progress import Progress
 
 __all__ = ["run_and_report"]
@@ -26,6 +27,8 @@ def run_and_report(model: Path, recipe: Recipe, base: Path, *, as_json: bool = F
 
         outcome = compress(model, recipe, base=base, on_event=progress, on_baseline=on_baseline)
         said = files.summary(outcome, model)
+        note = write_design_space(outcome, folder)
+        said["warnings"] += [note] if note else []
         files.write(outcome, folder, said)
     if as_json:
         print(json.dumps(said, indent=1, default=list))

@@ -1,0 +1,175 @@
+"""The design space as files: every candidate, every measured configuration, and one picture of both."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lrfgraph.api import Outcome
+from lrfgraph.errors import OutputError
+from lrfgraph.network.pieces import layer_cost
+from lrfgraph.similarity import METRICS
+
+__all__ = ["CANDIDATE_COLUMNS", "CONFIGURATION_COLUMNS", "candidates", "configurations", "write_design_space"]
+
+CANDIDATE_COLUMNS = (
+    "layer",
+    "method",
+    "rank",
+    "parameters",
+    "macs",
+    "parameters_share",
+    "macs_share",
+    *METRICS,
+    "distortion",
+    "weight_error",
+    "predicted",
+)
+"""Shares are of the layer; distortion and weight_error relative squared errors; predicted the output's KL."""
+
+CONFIGURATION_COLUMNS = (
+    "name",
+    "parameters",
+    "macs",
+    "parameters_share",
+    "macs_share",
+    "accuracy_validation",
+    "accuracy_test",
+    "drop_validation",
+    "kl_validation",
+)
+"""Shares are of the network; drop in points of what the run measures; empty where nothing was measured."""
+
+PICTURE = "design_space.png"
+
+
+def candidates(outcome: Outcome) -> list[dict[str, Any]]:
+    """Return one row per candidate that was scored, layers in network order."""
+    sizes = {layer.name: layer_cost(layer) for layer in outcome.network.layers if layer.kind}
+    order = {name: index for index, name in enumerate(sizes)}
+    rows = []
+    for (layer, method, rank), ref in outcome.scores.items():
+        said, whole = outcome.walk.data(ref), sizes[layer]
+        row = {"layer": layer, "method": method, "rank": rank} | {n: said[n] for n in ("parameters", "macs")}
+        row |= {f"{name}_share": said[name] / max(getattr(whole, name), 1) for name in ("parameters", "macs")}
+        row |= said["similarity"] | {name: said[name] for name in ("distortion", "weight_error", "predicted")}
+        rows.append(row)
+    return sorted(rows, key=lambda row: (order[row["layer"]], row["method"], row["parameters"], row["rank"]))
+
+
+def configurations(outcome: Outcome) -> list[dict[str, Any]]:
+    """Return one row per whole network that was measured: the stages of the run and the points of its search."""
+    network = outcome.network
+    found: list[dict[str, Any]] = []
+    exported = outcome.walk.data(outcome.exported) if outcome.exported else {}
+    for name, parts in outcome.measured.items():
+        counted = {"parameters": network.parameters, "macs": network.macs} if name == "baseline" else exported
+        said = {part: parts.get(part, {}) for part in ("validation", "test")}
+        found.append(
+            {"name": name, "parameters": counted.get("parameters"), "macs": counted.get("macs")}
+            | {f"accuracy_{part}": value.get("accuracy") for part, value in said.items()}
+            | {
+                "drop_validation": 100 * said["validation"]["drop"] if "drop" in said["validation"] else None,
+                "kl_validation": said["validation"].get("kl"),
+            }
+        )
+    for point in outcome.points:
+        row: dict[str, Any] = {"name": f"point {point.step}", "parameters": point.parameters, "macs": point.macs}
+        row |= {"accuracy_validation": point.accuracy, "drop_validation": point.drop, "kl_validation": point.kl}
+        found.append(row)
+    for row in found:
+        if row["parameters"] is not None:
+            row["parameters_share"] = row["parameters"] / network.parameters
+            row["macs_share"] = row["macs"] / max(network.macs, 1)
+    return found
+
+
+def write_design_space(outcome: Outcome, folder: Path) -> str:
+    """Write ``design_space.csv``, ``configurations.csv`` and the picture; return a note where there is none.
+
+    The picture is drawn again only where a table says something new: drawing takes longer than a cached run.
+    Raises OutputError.
+    """
+    try:
+        return _write(outcome, folder)
+    except OSError as error:
+        raise OutputError(
+            f"output folder {folder} cannot be written ({error.strerror}); choose another with --out"
+        ) from None
+
+
+def _write(outcome: Outcome, folder: Path) -> str:
+    made = {
+        "design_space.csv": (CANDIDATE_COLUMNS, candidates(outcome)),
+        "configurations.csv": (CONFIGURATION_COLUMNS, configurations(outcome)),
+    }
+    news = not (folder / PICTURE).exists()
+    for name, (columns, rows) in made.items():
+        if rows:
+            news |= _replace(folder / name, _csv(columns, rows))
+    rows = made["design_space.csv"][1]
+    if not news or not rows:
+        return ""
+    try:
+        _draw(folder / PICTURE, rows, made["configurations.csv"][1], outcome.walk.recipe.similarity.metric)
+    except ImportError:
+        return f"{PICTURE} was not drawn: matplotlib is not installed; pip install lrfgraph[plot]"
+    return ""
+
+
+def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def _replace(path: Path, text: str) -> bool:
+    """Write a file whole; say whether it says anything new."""
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return False
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+    return True
+
+
+def _draw(path: Path, rows: Sequence[Mapping[str, Any]], measured: Sequence[Mapping[str, Any]], metric: str) -> None:
+    """Left: candidates by their share of the layer's parameters and MACs; right: measured configurations."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    markers = dict(zip(dict.fromkeys(row["method"] for row in rows), "osD^v<>P*X", strict=False))
+    for method, marker in markers.items():
+        own = [row for row in rows if row["method"] == method]
+        points = left.scatter(
+            *([row[axis] for row in own] for axis in ("parameters_share", "macs_share")),
+            c=[row[metric] for row in own],
+            marker=marker, s=12, alpha=0.7, vmin=0.5, vmax=1.0, label=method, linewidths=0,
+        )  # fmt: skip
+    left.set(xscale="log", yscale="log", xlabel="parameters, share of the layer", ylabel="MACs, share of the layer")
+    left.set_title(f"{len(rows):,} candidates")
+    left.legend(fontsize=8)
+    figure.colorbar(points, ax=left, label=f"similarity ({metric})")
+    known = [row for row in measured if row.get("accuracy_validation") is not None and row.get("parameters_share")]
+    for axis, marker in (("parameters_share", "o"), ("macs_share", "s")):
+        right.scatter([row[axis] for row in known], [100 * row["accuracy_validation"] for row in known], marker=marker,
+                      label=axis.replace("_share", "").replace("macs", "MACs"))  # fmt: skip
+    right.set(xlabel="share of the network kept", ylabel="accuracy on validation images, %")
+    right.set_title(f"{len(known)} measured configurations")
+    right.legend(fontsize=8)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        FigureCanvasAgg(figure).print_png(file)
+    os.replace(partial, path)
