@@ -51,9 +51,10 @@ class Finished:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Run everything once, fine-tuning included; tests copy the cache before they change it."""
     folder = tmp_path_factory.mktemp("finished")
-    options = ("--data", str(DATA / "tiny_digits.npz"), "--scale", "1/255", "--epochs", "1", "--min-similarity", "0.9")
-    settings = ("--set", "explore.ranks=3", "--set", "data.calibration=100", "--set", "data.validation=60")
-    arguments = (str(DATA / "tiny_cnn.keras"), *options, *settings)
+    data = ("--data", str(DATA / "tiny_digits.npz"), "--scale", "1/255")
+    options = ("--policy", "threshold", "--min-similarity", "0.9", "--epochs", "1")
+    settings = ("explore.ranks=3", "data.calibration=100", "data.validation=60", "repair.enabled=false")
+    arguments = (str(DATA / "tiny_cnn.keras"), *data, *options, *(word for s in settings for word in ("--set", s)))
     cache, out = folder / "cache", folder / "out"
     with pytest.raises(SystemExit) as left:
         main(["run", *arguments, "--cache", str(cache), "--out", str(out)])

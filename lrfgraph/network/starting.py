@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -28,6 +29,8 @@ def start_keras() -> None:
         with _held_back():
             import keras  # noqa: F401
             import tensorflow  # noqa: F401
+        # It would warn of functions traced again, which every new network needs.
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
 @contextmanager

@@ -1,0 +1,401 @@
+"""Nothing is computed twice: which option changes which keys, and what runs again after a change."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import DATA, Finished
+
+from lrfgraph import api, pipeline
+from lrfgraph.cli import read_recipe
+from lrfgraph.engine.nodes import Node, Ref, Task, digest, key_of
+from lrfgraph.methods import METHODS
+from lrfgraph.methods.base import write_rank
+from lrfgraph.network.layers import LayerSpec
+from lrfgraph.pipeline import Network
+from lrfgraph.recipe import Recipe, fields_of
+from lrfgraph.sources import source_digest
+from lrfgraph.steps import STEPS
+
+# Keys, without running anything -------------------------------------------------------------------------------------
+
+CONV = LayerSpec(
+    "conv", "Conv2D", "conv2d", (1, 3, 3, 1, 8), (1, 1), (1, 1), "same",
+    input_shapes=((14, 14, 1),), output_shapes=((14, 14, 8),), parameters=80, macs=14112, bias=True, tail="relu",
+    identity="conv-weights", upstream="input",
+)  # fmt: skip
+DENSE = LayerSpec(
+    "dense", "Dense", "dense", (1, 1568, 10), input_shapes=((1568,),), output_shapes=((10,),), parameters=15690,
+    macs=15680, bias=True, identity="dense-weights", upstream="conv-output",
+)  # fmt: skip
+BASE = Recipe.from_dict(
+    {
+        "data": {"source": str(DATA / "tiny_digits.npz"), "scale": 1 / 255, "calibration": 50, "validation": 60},
+        "explore": {"ranks": 2, "weighting": "two_sided"},
+        "select": {"policy": "threshold"},
+        "repair": {"enabled": True, "images": 80},
+        "finetune": {"epochs": 1},
+    }
+)
+
+
+def network_of(recipe: Recipe, described: Node) -> tuple[Network, Node]:
+    """Return a hand-made network with the images as the `data` step really divides them."""
+    ref = Ref("network", key_of(described, STEPS["describe"].version, {}))
+    network = Network(ref, (CONV, DENSE), "network", 15770, 29792, "probabilities", "classification", recipe)
+    facts = {"input_shape": (14, 14, 1), "output_shape": (10,)}
+    base = str(DATA)
+    node = pipeline.data_node(source_digest(recipe.data, DATA), facts, recipe, recipe.data.calibration, base)
+    made = STEPS["data"].compute(Task(node.name, node.params, {}, node.where, lambda: DATA, lambda *_: None))
+    assert made.identity
+    data = Ref(made.identity, key_of(node, STEPS["data"].version, {}))
+    said = made.data
+    return replace(network, data=data, images=said["identities"], where=node.where, task=said["task"]), node
+
+
+class Graph:
+    """All nodes of a run and their keys; choices are made up, so that only what a recipe says changes a key."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        architecture = recipe.model.architecture and digest(recipe.model.architecture)
+        described = pipeline.describe_node("model.keras", "model-file", recipe, architecture)
+        network, data = network_of(recipe, described)
+        self.refs: dict[str, Ref] = {}
+        self.keys: dict[str, set[str]] = {}
+        self.add([described, data])
+        baseline = pipeline.evaluate_node(network, "baseline", Ref("network", network.model.key), "validation")
+        self.add([baseline, *pipeline.explore_nodes(network)])
+        ranks = {
+            (index, method): [self._rank(network, index, method, r) for r in range(1, recipe.explore.ranks + 1)]
+            for index, _ in network.factorizable()
+            for method in pipeline.methods_of(network.layers[index], recipe)
+        }
+        self.add(pipeline.candidate_nodes(network, self.refs, ranks))
+        scores = {name.removesuffix("/score").replace("/", "|"): r for name, r in self.refs.items() if "/score" in name}
+        self.add([pipeline.select_node(network, scores)])
+        choices = [
+            (network.layers[index].name, method, written[0])
+            for index in dict.fromkeys(index for index, _ in ranks)
+            for method, written in [next((m, w) for (i, m), w in ranks.items() if i == index)]
+        ]
+        made = self.add(pipeline.rebuild_nodes(network, choices, self.refs))
+        last = self.refs[made[-1].name]
+        finished = self.add(pipeline.finish_nodes(network, last))
+        self.add([pipeline.evaluate_node(network, "final", self.refs[finished[0].name], "test")])
+
+    @staticmethod
+    def _rank(network: Network, index: int, method: str, r: int) -> str:
+        return write_rank((r,) * len(METHODS[method].full_rank(network.layers[index]) or (1,)))
+
+    def add(self, nodes: list[Node]) -> list[Node]:
+        for node in nodes:
+            found = {n: s if isinstance(s, Ref) else self.refs[s] for n, s in node.inputs.items()}
+            key = key_of(node, STEPS[node.step].version, {n: ref.identity for n, ref in found.items()})
+            self.refs[node.name] = Ref(key, key)
+            self.keys.setdefault(node.step, set()).add(key)
+        return nodes
+
+
+MODEL = {"rebuild", "repair", "finetune", "export", "evaluate"}
+FACTORS = {"decompose", "ranks", "factorize", "score", "select"} | MODEL
+IMAGES = {"data", "record", "curvature"} | FACTORS
+NOTHING: set[str] = set()
+
+CHANGES: dict[str, tuple[Any, set[str]]] = {
+    "model.custom": (("package.module:Name",), {"describe"}),
+    "model.architecture": ("model.json", {"describe"}),
+    "model.unsafe": (True, {"describe"}),
+    "data.source": ("images.npz", IMAGES),
+    "data.scale": (1 / 127.5, IMAGES),
+    "data.mean": ((0.5,), IMAGES),
+    "data.std": ((0.5,), IMAGES),
+    "data.stats": ("stats.npz", IMAGES),
+    "data.channels": ("bgr", IMAGES),
+    "data.image_size": ((14, 14), {"data"}),
+    "data.calibration": (51, {"data", "record", "curvature"} | FACTORS),
+    "data.validation": (50, IMAGES),
+    "data.split": ("blocks", IMAGES),
+    "data.seed": (1, IMAGES),
+    "data.task": ("classification", {"data"}),
+    "data.allow_chance": (True, NOTHING),
+    "record.rows": (4096, {"record"} | FACTORS),
+    "record.moment_rows": (4096, {"record"} | FACTORS),
+    "record.max_rows_bytes": (1 << 20, {"record"} | FACTORS),
+    "record.seed": (1, {"record", "curvature"} | FACTORS),
+    "explore.methods": (("cp", "svd"), {"decompose", "ranks", "factorize", "score", "select"} | MODEL),
+    "explore.ranks": (3, {"ranks", "factorize", "score", "select"}),
+    "explore.smallest": (0.1, {"ranks"}),
+    "explore.largest": (0.5, {"ranks"}),
+    "explore.weighting": ("plain", {"curvature"} | FACTORS),
+    "explore.skip": (("dense",), {"record", "curvature", "decompose", "ranks", "factorize", "score", "select"} | MODEL),
+    "explore.multiple": (8, {"ranks"}),
+    "similarity.metric": ("cka", {"select"}),
+    "similarity.tap": ("activation", {"score", "select"}),
+    "select.policy": ("budget", {"select"}),
+    "select.min_similarity": (0.9, {"select"}),
+    "select.cost": ("macs", {"select"}),
+    "select.mix": (0.25, {"select"}),
+    "select.params": (0.5, {"select"}),
+    "select.macs": (0.5, {"select"}),
+    "select.max_drop": (2.0, NOTHING),
+    "select.configuration": ("hybrid.toml", NOTHING),
+    "select.point": (3, NOTHING),
+    "select.points": (5, NOTHING),
+    "repair.enabled": (False, {"data", "rebuild", "repair", "finetune", "export", "evaluate"}),
+    "repair.images": (90, {"data", "repair", "rebuild", "finetune", "export", "evaluate"}),
+    "repair.rows": (4096, MODEL),
+    "repair.rounds": (1, MODEL),
+    "repair.steps": (7, MODEL),
+    "repair.ridge": (0.5, MODEL),
+    "finetune.epochs": (2, {"finetune", "export", "evaluate"}),
+    "finetune.batch": (64, {"finetune", "export", "evaluate"}),
+    "finetune.learning_rate": (1e-4, {"finetune", "export", "evaluate"}),
+    "finetune.alpha": (0.5, {"finetune", "export", "evaluate"}),
+    "finetune.temperature": (1.0, {"finetune", "export", "evaluate"}),
+    "finetune.crop": (2, {"finetune", "export", "evaluate"}),
+    "finetune.flip": (True, {"finetune", "export", "evaluate"}),
+    "finetune.labels": (False, {"finetune", "export", "evaluate"}),
+    "finetune.weight_decay": (0.1, {"finetune", "export", "evaluate"}),
+    "finetune.seed": (1, {"finetune", "export", "evaluate"}),
+    "run.cache": ("elsewhere", NOTHING),
+    "run.out": ("elsewhere", NOTHING),
+    "run.workers": (4, NOTHING),
+    "run.scheduler": ("tcp://host:8786", NOTHING),
+    "run.threads": (7, NOTHING),
+    "run.max_memory": (10**9, NOTHING),
+    "run.max_cache": (10**9, NOTHING),
+    "run.until": ("select", NOTHING),
+}
+"""By option: another value, and the kinds of node of which then at least one key is another."""
+
+
+@pytest.fixture(scope="module")
+def base() -> Graph:
+    return Graph(BASE)
+
+
+def test_every_option_is_in_the_table() -> None:
+    assert set(CHANGES) == {option.key for option in fields_of()}
+
+
+@pytest.mark.parametrize("option", CHANGES)
+def test_an_option_changes_these_keys_and_no_others(option: str, base: Graph, tmp_path: Path) -> None:
+    value, expected = CHANGES[option]
+    if option == "data.stats":
+        np.savez(tmp_path / value, mean=np.zeros((14, 14, 1)), std=np.full((14, 14, 1), 2.0))
+        value = str(tmp_path / value)
+    if option == "data.source":
+        with np.load(DATA / "tiny_digits.npz", allow_pickle=False) as arrays:
+            np.savez(tmp_path / value, **{name: np.roll(array, 1, axis=0) for name, array in arrays.items()})
+        value = str(tmp_path / value)
+    changed = Graph(BASE.with_option(option, value))
+    assert {kind for kind in base.keys if base.keys[kind] != changed.keys.get(kind, set())} == expected
+
+
+def test_all_kinds_of_nodes_are_in_the_graph(base: Graph) -> None:
+    with_noise = Graph(BASE.with_option("select.policy", "evbmf"))
+    assert base.keys.keys() | with_noise.keys.keys() == STEPS.keys()
+
+
+def test_one_more_rank_keeps_all_others(base: Graph) -> None:
+    more = Graph(BASE.with_option("explore.ranks", 3))
+    for kind in ("factorize", "score"):
+        assert base.keys[kind] < more.keys[kind]
+
+
+def test_one_more_method_keeps_all_others() -> None:
+    one, two = (Graph(BASE.with_option("explore.methods", names)) for names in (("cp", "svd"), ("cp", "svd", "tucker")))
+    for kind in ("decompose", "ranks", "factorize", "score"):
+        assert one.keys[kind] < two.keys[kind]
+
+
+def test_two_equal_layers_share_their_factors(monkeypatch: pytest.MonkeyPatch) -> None:
+    twin = replace(CONV, name="twin", upstream="conv-output")
+    plain = BASE.with_option("explore.weighting", "plain")
+    alone = Graph(plain)
+    monkeypatch.setattr("test_reruns.DENSE", twin)
+    both = Graph(plain)
+    assert both.keys["factorize"] < alone.keys["factorize"]
+    assert len(both.keys["record"]) == 2
+
+
+GOLDEN: dict[str, str] = {
+    "curvature": "b96aecd43f946f6838d3652865e90e7022e82c38",
+    "data": "99a35ef62b156badee463f342dc880bf28032c73",
+    "decompose": "c79b92546af1904df3869f872fae19500bc60283",
+    "describe": "b3c86a1f872043f3d958e51a896d942b45cf6627",
+    "evaluate": "104bb702ef8776d40976c5a6ff5ebec7c6c008c6",
+    "export": "2e72338753d71cdf1062782fbb829f61a148af75",
+    "factorize": "bd5b82e7e83ec14aab6b436c87cc68b562862a7a",
+    "finetune": "b9bb5dc0fb16eab5472c7548a5a6118468812ed9",
+    "noise": "1bbba73c817e95cf927148a7184b19f7e4942cff",
+    "ranks": "60678bafc0eb8f70f22323bafd633dc26dfcabe0",
+    "rebuild": "986756eb6a320dfcba88fc6aa0aec9af4afc474f",
+    "record": "00c3dd48cc37b83a699018d912d53b83766dd03b",
+    "repair": "395b3c2766cca137eb8b309adccb11c01f29b8c1",
+    "score": "77d718987de8ce9db33fd86152d7668e7f00eca8",
+    "select": "d19230895295b19b868be79cf2acaa8a4610b622",
+}
+"""A digest of the keys of each kind; another one means that what earlier versions cached is not found again."""
+
+
+@pytest.mark.parametrize("kind", sorted(STEPS))
+def test_golden_keys(kind: str) -> None:
+    graph = Graph(BASE.with_option("select.policy", "evbmf") if kind == "noise" else BASE)
+    assert digest(sorted(graph.keys[kind])) == GOLDEN[kind]
+
+
+# What runs again, on a trained network ------------------------------------------------------------------------------
+
+TO_SELECT = ("--until", "select")
+
+
+def ran(cache: Path, *arguments: str) -> list[str]:
+    """Run the main job on a cache and return the names of the nodes that were computed."""
+    model, recipe, base = _asked(cache, arguments)
+    names: list[str] = []
+    api.compress(model, recipe, base=base, on_event=lambda e: names.append(e.node) if e.kind == "finished" else None)
+    return names
+
+
+def _asked(cache: Path, arguments: tuple[str, ...]) -> tuple[Path, Recipe, Path]:
+    from lrfgraph.cli import OPTIONS
+
+    given: dict[str, Any] = {}
+    settings = []
+    for flag, value in zip(arguments[1::2], arguments[2::2], strict=True):
+        if flag == "--set":
+            settings.append(value)
+        else:
+            given[flag.removeprefix("--").replace("-", "_")] = value
+    assert given.keys() <= OPTIONS.keys()
+    recipe, base = read_recipe(Path(arguments[0]), None, given, [*settings, f"run.cache={cache}"], beside=False)
+    return Path(arguments[0]), recipe, base
+
+
+def kinds(names: list[str]) -> Counter[str]:
+    return Counter(name.rsplit("/", 1)[-1] for name in names)
+
+
+@pytest.fixture
+def cache(finished: Finished, tmp_path: Path) -> Path:
+    """A copy of the finished run's cache, at another place."""
+    return shutil.copytree(finished.cache, tmp_path / "moved")
+
+
+def test_the_same_again_runs_nothing_wherever_the_cache_lies(finished: Finished, cache: Path) -> None:
+    assert ran(cache, *finished.arguments) == []
+
+
+def test_another_name_and_a_saved_copy_run_nothing(finished: Finished, cache: Path, tmp_path: Path) -> None:
+    import keras
+
+    model, *options = finished.arguments
+    shutil.copy(model, tmp_path / "another.keras")
+    assert ran(cache, str(tmp_path / "another.keras"), *options) == []
+    keras.models.load_model(model).save(tmp_path / "again.keras")
+    assert ran(cache, str(tmp_path / "again.keras"), *options) == []
+
+
+def test_another_threshold_decides_again_and_no_more(finished: Finished, cache: Path) -> None:
+    assert ran(cache, *finished.arguments, "--min-similarity", "0.8", *TO_SELECT) == ["select"]
+
+
+def test_the_same_choice_retrains_nothing(finished: Finished, cache: Path) -> None:
+    assert ran(cache, *finished.arguments, "--min-similarity", "0.90000001") == ["select"]
+
+
+def test_another_choice_runs_what_follows_it(finished: Finished, cache: Path) -> None:
+    again = kinds(ran(cache, *finished.arguments, "--min-similarity", "0.7", "--epochs", "0"))
+    assert again.keys() <= {"select", "rebuild", "export", "evaluate"}
+    assert again["select"] == again["rebuild"] == again["export"] == 1
+
+
+def test_one_more_rank_runs_the_new_candidates_alone(finished: Finished, cache: Path) -> None:
+    before = candidates(cache, *finished.arguments)
+    again = ran(cache, *finished.arguments, "--set", "explore.ranks=4", *TO_SELECT)
+    assert kinds(again).keys() <= {"ranks", "factorize", "score", "select"}
+    after = candidates(cache, *finished.arguments, "--set", "explore.ranks=4")
+    assert before < after
+    new = {"/".join(candidate) for candidate in after - before}
+    assert {name.removesuffix("/score") for name in again if name.endswith("/score")} <= new
+
+
+def candidates(cache: Path, *arguments: str) -> set[tuple[str, str, str]]:
+    model, recipe, base = _asked(cache, (*arguments, *TO_SELECT))
+    return set(api.compress(model, recipe, base=base).scores)
+
+
+def test_one_layer_retrained_runs_its_factors_and_the_records_below_it(
+    finished: Finished, cache: Path, tmp_path: Path
+) -> None:
+    import keras
+
+    model, *options = finished.arguments
+    network = keras.models.load_model(model)
+    layers = [layer for layer in network.layers if layer.__class__.__name__ in ("Conv2D", "Dense")]
+    changed = layers[1]
+    changed.kernel.assign(changed.kernel.numpy() * 1.01)
+    network.save(tmp_path / "retrained.keras")
+    plain = ("--set", "explore.weighting=plain")
+    ran(cache, model, *options, *plain, *TO_SELECT)
+    again = ran(cache, str(tmp_path / "retrained.keras"), *options, *plain, *TO_SELECT)
+    layers_of = {
+        kind: {n.split("/")[0] for n in again if n.endswith(f"/{kind}")} for kind in ("decompose", "factorize")
+    }
+    assert layers_of == {"decompose": {changed.name}, "factorize": {changed.name}}
+    below = [layer.name for layer in layers[2:]]
+    assert [name for name in again if name.endswith("/record")] == [f"{name}/record" for name in below]
+    assert {name.split("/")[0] for name in again if name.endswith("/score")} == {changed.name, *below}
+
+
+def test_other_calibration_images_keep_plain_factors(finished: Finished, cache: Path) -> None:
+    plain = ("--set", "explore.weighting=plain", *TO_SELECT)
+    ran(cache, *finished.arguments, *plain)
+    again = kinds(ran(cache, *finished.arguments, *plain, "--set", "data.seed=1"))
+    assert again.keys() == {"data", "record", "score", "select", "evaluate"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        (),
+        ("--min-similarity", "0.8"),
+        ("--min-similarity", "0.90000001"),
+        ("--epochs", "2"),
+        ("--set", "explore.ranks=4"),
+        ("--set", "similarity.tap=activation"),
+        ("--set", "record.rows=500"),
+    ],
+    ids=" ".join,
+)
+def test_plan_says_what_run_does(change: tuple[str, ...], finished: Finished, cache: Path) -> None:
+    """Up to the first decision that is not made yet the two agree node by node, and to the end where there is none."""
+    model, recipe, base = _asked(cache, (*finished.arguments, *change))
+    walk, complete = api.plan(model, recipe, base=base)
+    planned = [found.node.name for stage, _ in walk.found for found in stage.missing(_)]
+    again = ran(cache, *finished.arguments, *change)
+    assert set(planned) <= set(again)
+    assert (set(planned) == set(again)) or not complete
+    assert bool(planned) == bool(again)
+
+
+def test_a_live_run_is_safe_from_gc(finished: Finished, cache: Path) -> None:
+    from lrfgraph.engine.care import gc, list_entries
+    from lrfgraph.engine.store import Store
+
+    store, kept = Store(cache), []
+
+    def collect(outcome: api.Outcome) -> None:
+        gc(store, max_size=0)
+        kept.extend(info.kind for info in list_entries(store))
+
+    model, recipe, base = _asked(cache, (*finished.arguments, *TO_SELECT))
+    api.compress(model, recipe, base=base, on_baseline=collect)
+    assert set(kept) == {"describe", "data", "evaluate"}
