@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import log2
 from typing import Any, Protocol
 
 from lrfgraph import pipeline
@@ -21,6 +22,13 @@ RATIO = 0.95
 FINEST = 80
 START = 16
 """Where a search begins: share 0.95^17, about 0.42."""
+
+
+DOUBLING = 4.5
+"""Steps in which the drop doubles, about; only a first guess."""
+
+LEAST = 0.05
+"""Points below which one drop is as good as another."""
 
 
 class Stages(Protocol):
@@ -143,18 +151,15 @@ def _drop(said: Mapping[str, Any], baseline: Mapping[str, Any]) -> tuple[float, 
 def accuracy(bench: Bench) -> Found:
     """Find the smallest configuration that loses at most ``select.max_drop`` points on validation, after repair.
 
-    The curve is nearly monotone: the search doubles its steps until the drop is exceeded, then halves the interval.
+    The curve from budget to drop is nearly monotone: the search closes in from both sides, guessing where the
+    logarithm of the drop crosses the limit.
     """
     limit = bench.network.recipe.select.max_drop
-
-    def good(step: int) -> bool:
-        point = bench.at(step)
-        return point is not None and point.drop <= limit
-
-    low, high = _bracket(good)
+    low, high, step = -1, FINEST + 1, START
     while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if good(middle) else (low, middle)
+        point = bench.at(step)
+        low, high = (step, high) if point is not None and point.drop <= limit else (low, step)
+        step = _next(bench, low, high, limit)
     passing = [p for p in bench.points() if p.drop <= limit]
     if not passing:
         largest = max(bench.points(), key=lambda p: p.parameters, default=None)
@@ -166,17 +171,20 @@ def accuracy(bench: Bench) -> Found:
     return Found(bench.decision(chosen), chosen, bench.points(), (_said(chosen, limit),))
 
 
-def _bracket(good: Callable[[int], bool]) -> tuple[int, int]:
-    """Return a step that is good (−1: keep everything) and a later one that is not."""
-    if good(START):
-        low, stride = START, 4
-        while low + stride < FINEST and good(low + stride):
-            low, stride = low + stride, stride * 2
-        return low, min(low + stride, FINEST)
-    high, stride = START, 4
-    while high - stride >= 0 and not good(high - stride):
-        high, stride = high - stride, stride * 2
-    return max(high - stride, -1), high
+def _next(bench: Bench, low: int, high: int, limit: float) -> int:
+    """Guess the next step strictly between a good one and a bad one (either may be unknown)."""
+    wanted = log2(max(limit, LEAST))
+    below, above = (bench.at(low) if low >= 0 else None), (bench.at(high) if high <= FINEST else None)
+    start, end = (log2(max(p.drop, LEAST)) if p is not None else None for p in (below, above))
+    if start is not None and end is not None and end > start:
+        guess = low + (high - low) * (wanted - start) / (end - start)
+    elif start is not None and high > FINEST:
+        guess = low + max(DOUBLING * (wanted - start), 2)
+    elif end is not None and low < 0:
+        guess = high - max(DOUBLING * (end - wanted), 2)
+    else:
+        guess = (low + high) / 2
+    return min(max(round(guess), low + 1), high - 1)
 
 
 def _said(point: Point, limit: float) -> str:

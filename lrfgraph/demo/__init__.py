@@ -22,6 +22,7 @@ def recipe() -> Recipe:
         {
             "data": {"source": str(DATA), "scale": 1 / 255, "validation": 1000},
             "select": {"policy": "accuracy", "max_drop": 1.0},
+            "repair": {"rounds": 1, "steps": 60},
             "finetune": {"epochs": 5},
         }
     )
