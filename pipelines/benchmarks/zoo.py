@@ -26,6 +26,8 @@ IMAGES = 16
 def main() -> int:
     parser = arguments(__doc__ or "", list(NETWORKS))
     parser.add_argument("--epochs", type=int, default=0, help="epochs of fine-tuning")
+    parser.add_argument("--policy", default="threshold", help="how the configuration is chosen")
+    parser.add_argument("--repair", action="store_true", help="repair it, too")
     given = parser.parse_args()
     found, rows = {}, []
     for name in given.networks:
@@ -48,7 +50,8 @@ def main() -> int:
 
 def measure(name: str, given: Any) -> dict[str, Any]:
     """Run one network, compare what was declared with what was written, and rebuild it at full rank."""
-    outcome = compress(model_path(name, given), recipe_of(name, given, finetune__epochs=given.epochs))
+    recipe = recipe_of(name, given, finetune__epochs=given.epochs, select__policy=given.policy)
+    outcome = compress(model_path(name, given), recipe.with_option("repair.enabled", given.repair))
     assert outcome.decision is not None
     assert outcome.exported is not None
     counted = outcome.walk.data(outcome.exported)
