@@ -16,8 +16,8 @@ __all__ = ["NEXT", "demonstrate"]
 NEXT = (
     ("what the layers are and what could replace them", "lrfgraph inspect digits_cnn.keras"),
     ("the same again: nothing is computed", "lrfgraph run digits_cnn.keras"),
-    ("another threshold: only the choice is new", "lrfgraph run digits_cnn.keras --min-similarity 0.95 --until select"),
-    ("what that would take to the end", "lrfgraph plan digits_cnn.keras --min-similarity 0.95"),
+    ("another rule: only the choice is new", "lrfgraph run digits_cnn.keras --policy threshold --until select"),
+    ("what that would take to the end", "lrfgraph plan digits_cnn.keras --policy threshold"),
     ("why a layer became what it is", "lrfgraph explain digits_cnn.keras {layer}"),
 )  # fmt: skip
 """What the demonstration proposes to try, as (what it shows, command); ``{layer}`` is one of the network's."""
