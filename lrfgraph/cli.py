@@ -48,6 +48,7 @@ OPTIONS: dict[str, str] = {
     "macs": "select.macs",
     "max_drop": "select.max_drop",
     "min_similarity": "select.min_similarity",
+    "point": "select.point",
     "methods": "explore.methods",
     "custom": "model.custom",
     "architecture": "model.architecture",
@@ -68,7 +69,13 @@ RecipeFile = Annotated[
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Any option: section.key=value; may be repeated.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-IMPLIED = {"params": "budget", "macs": "budget", "min_similarity": "threshold", "max_drop": "accuracy"}
+IMPLIED = {
+    "point": "pareto",
+    "params": "budget",
+    "macs": "budget",
+    "min_similarity": "threshold",
+    "max_drop": "accuracy",
+}
 """The policy that an option of one policy asks for, where ``--policy`` does not say."""
 
 Model = Annotated[Path, typer.Argument(help="The model: a .keras or .h5 file.", show_default=False)]
@@ -135,6 +142,15 @@ def run(model: Model, made: Recipe, base: Path, as_json: bool) -> None:
     from lrfgraph.report.running import run_and_report
 
     run_and_report(model, made, base, as_json=as_json)
+
+
+@app.command()
+@_takes_recipe()
+def select(model: Model, made: Recipe, base: Path, as_json: bool) -> None:
+    """Take one point of the front of MODEL (policy pareto, --point K) and finish it; nothing is explored again."""
+    from lrfgraph.report.running import run_and_report
+
+    run_and_report(model, made.with_option("select.policy", "pareto"), base, as_json=as_json)
 
 
 @app.command()

@@ -188,11 +188,12 @@ def _next(bench: Bench, low: int, high: int, limit: float) -> int:
 
 
 def _said(point: Point, limit: float) -> str:
-    sure = point.drop + 2 * point.drop_se <= limit
-    tail = "" if sure else f"; its standard error is wide enough that the true loss may exceed {limit:g}"
-    return (
-        f"the configuration loses {point.drop:.2f} ± {point.drop_se:.2f} points on validation (limit {limit:g}){tail}"
-    )
+    tail = ""
+    if point.drop > limit:
+        tail = "; that is more than the limit"
+    elif point.drop + 2 * point.drop_se > limit:
+        tail = f"; the true loss may exceed {limit:g}, more validation images would tell"
+    return f"the configuration loses {point.drop:.2f} ± {point.drop_se:.2f} points on validation (limit {limit:g}){tail}"
 
 
 def pareto(bench: Bench) -> Found:

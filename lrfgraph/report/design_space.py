@@ -77,8 +77,8 @@ def configurations(outcome: Outcome) -> list[dict[str, Any]]:
                 "kl_validation": said["validation"].get("kl"),
             }
         )
-    for point in outcome.points:
-        row: dict[str, Any] = {"name": f"point {point.step}", "parameters": point.parameters, "macs": point.macs}
+    for number, point in enumerate(outcome.points):
+        row: dict[str, Any] = {"name": f"point {number}", "parameters": point.parameters, "macs": point.macs}
         row |= {"accuracy_validation": point.accuracy, "drop_validation": point.drop, "kl_validation": point.kl}
         found.append(row)
     for row in found:

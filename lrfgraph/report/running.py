@@ -35,6 +35,8 @@ def run_and_report(model: Path, recipe: Recipe, base: Path, *, as_json: bool = F
         return said
     if outcome.decision:
         print(f"\n{tables.layers_table(said)}")
+    if outcome.points:
+        print(f"\n{tables.front_table(said, [point.to_json() for point in outcome.points])}")
     if outcome.exported:
         print(f"\n{tables.result_table(said)}")
     print(f"\n{tables.stage_line(said)}")

@@ -14,6 +14,7 @@ __all__ = [
     "bytes_text",
     "columns",
     "count_text",
+    "front_table",
     "kernel_text",
     "layers_table",
     "result_table",
@@ -158,3 +159,19 @@ def layers_table(said: Mapping[str, Any]) -> str:
         similar = f"{layer['similarity'][metric]:.4f}" if metric in layer["similarity"] else "–"
         rows.append([*head, layer["method"], "x".join(map(str, layer["rank"])), *shares, similar, ""])
     return columns(titles, rows, right=(5, 6, 7))
+
+
+def front_table(said: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> str:
+    """The measured points of a search, largest first; ``*`` stands at the one that was taken."""
+    base, final = said["baseline"], said["factorized"]
+    rows = []
+    for number, point in enumerate(points):
+        taken = final is not None and (point["parameters"], point["macs"]) == (final["parameters"], final["macs"])
+        shares = [f"{point[key] / base[key]:.1%}" if base[key] else "–" for key in ("parameters", "macs")]
+        right = (
+            "–" if point["accuracy"] is None else f"{100 * point['accuracy']:.2f} ± {100 * point['accuracy_se']:.2f} %"
+        )
+        lost = f"{point['drop']:.2f} ± {point['drop_se']:.2f}"
+        rows.append([f"{number}{'*' if taken else ''}", *shares, right, lost, f"{point['kl']:.4f}"])
+    titles = ["point", "parameters", "MACs", "accuracy, validation", "points lost", "KL to the original"]
+    return columns(titles, rows, right=range(1, 6))
