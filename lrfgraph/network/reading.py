@@ -268,7 +268,9 @@ def _build(config: Config, archive: Archive, objects: Mapping[str, Any], unsafe:
             copy = Path(folder) / "model.weights.h5"
             copy.write_bytes(archive.raw)
             with warnings.catch_warnings():
-                warnings.simplefilter("error")  # a layer that is skipped would keep random weights
+                # A layer that is skipped would keep random weights. The filter is the whole process's, and other
+                # threads run meanwhile: it takes nothing but what Keras itself says here.
+                warnings.filterwarnings("error", category=UserWarning, module=r"keras\.")
                 model.load_weights(copy)
     return model
 
