@@ -383,3 +383,35 @@ def test_commands_that_run_take_all_options(command: str, call: Call) -> None:
     said = call(command, "--help").out
     for option in OPTIONS:
         assert f"--{option.replace('_', '-')} " in said
+
+
+def test_progress_is_drawn_on_standard_error_where_somebody_watches(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lrfgraph.engine.events import Event
+    from lrfgraph.report.progress import Progress
+
+    events = [
+        Event("reused", "a/record", "record"),
+        Event("started", "b/record", "record"),
+        Event("progress", "b/record", "record", done=3, total=4, message="images"),
+        Event("finished", "b/record", "record", seconds=1.0),
+        Event("discarded", "c/score", "score", message="wrong checksum"),
+        Event("waited", "c/score", "score"),
+    ]
+    with Progress() as quiet:
+        for event in events:
+            quiet(event)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    with Progress() as drawn:
+        for event in events:
+            drawn(event)
+        drawn.pause()
+        print("between")
+        drawn(events[-1])
+    printed = capsys.readouterr()
+    assert printed.out == "between\n"
+    assert "record" in printed.err
+    assert "1 nodes done, 1 reused" in printed.err
