@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lrfgraph import pipeline
+from lrfgraph import __version__, pipeline
 from lrfgraph.engine.events import Event
 from lrfgraph.engine.execute import execute, healing
 from lrfgraph.engine.nodes import Node, Ref, digest
-from lrfgraph.engine.resolve import Resolution, resolve
+from lrfgraph.engine.resolve import Resolution, Resolved, resolve
 from lrfgraph.engine.runs import LiveRun, start_run
 from lrfgraph.engine.store import Store
 from lrfgraph.engine.workers import Workers, workers_for
@@ -25,8 +27,9 @@ from lrfgraph.network.layers import LayerSpec
 from lrfgraph.pipeline import Network
 from lrfgraph.recipe import Recipe
 from lrfgraph.search import SEARCHES, Bench, Point
-from lrfgraph.selection import POLICIES
+from lrfgraph.selection import POLICIES, Candidate
 from lrfgraph.selection.configuration import read_configuration
+from lrfgraph.selection.sensitivity import to_probe
 from lrfgraph.similarity import METRICS
 from lrfgraph.steps import STEPS
 
@@ -84,7 +87,6 @@ class Walk:
         if self.dry:
             refs = self._look(nodes, targets)
         else:
-            self._name(nodes, targets)
             refs = execute(
                 nodes,
                 STEPS,
@@ -93,16 +95,17 @@ class Walk:
                 on=self.workers,
                 max_cache=self.recipe.run.max_cache,
                 on_event=self._note,
+                on_needed=self._name,
             )
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
         if last:
             raise Stopped(refs)
         return refs
 
-    def _name(self, nodes: Sequence[Node], targets: Sequence[str] | None) -> None:
+    def _name(self, needed: Sequence[Resolved]) -> None:
         """Name what this stage stands on before it runs, so that nothing of it is thrown away meanwhile."""
         if self.live is not None:
-            self.live.add(found.key for found in resolve(nodes, STEPS, self.store).needed(targets))
+            self.live.add(found.key for found in needed)
 
     def _look(self, nodes: Sequence[Node], targets: list[str] | None) -> dict[str, Ref]:
         resolution = resolve(nodes, STEPS, self.store)
@@ -165,15 +168,13 @@ def compress(
     base : folder that relative paths of the recipe's data start from.  on_baseline : called once the original is
     measured.  Raises LrfError for whatever the user can mend.
     """
-    from lrfgraph.network.reading import model_digest
-
     recipe = recipe or Recipe()
     check(recipe)
     store = Store(Path(recipe.run.cache))
     options = recipe.run
     workers = workers_for(options.threads, options.workers, options.scheduler)
     try:
-        identity = model_digest(Path(model))
+        identity = _identity(Path(model), store)
         with start_run(store, run_name(model, identity, recipe)) as live:
             walk = Walk(recipe, store, identity, on_event, workers=workers, live=live)
             return healing(store, lambda: _walk(walk, Path(model), Path(base), on_baseline), walk._note)
@@ -186,11 +187,10 @@ def plan(model: str | Path, recipe: Recipe | None = None, *, base: str | Path = 
 
     Returns the walk and whether it came to the end (a decision that is not made yet hides what follows it).
     """
-    from lrfgraph.network.reading import model_digest
-
     recipe = recipe or Recipe()
     check(recipe)
-    walk = Walk(recipe, Store(Path(recipe.run.cache)), model_digest(Path(model)), dry=True)
+    store = Store(Path(recipe.run.cache))
+    walk = Walk(recipe, store, _identity(Path(model), store, keep=False), dry=True)
     try:
         _walk(walk, Path(model), Path(base), None)
     except Unplanned:
@@ -202,12 +202,10 @@ def inspect(
     model: str | Path, recipe: Recipe | None = None, *, on_event: Callable[[Event], None] | None = None
 ) -> Network:
     """Read a model and say what is in it; kept in the cache like everything else."""
-    from lrfgraph.network.reading import model_digest
-
     recipe = recipe or Recipe()
     check(recipe)
     store = Store(Path(recipe.run.cache))
-    walk = Walk(recipe, store, model_digest(Path(model)), on_event)
+    walk = Walk(recipe, store, _identity(Path(model), store), on_event)
     return healing(store, lambda: _describe(walk, Path(model)), walk._note)
 
 
@@ -234,6 +232,8 @@ def _walk(walk: Walk, model: Path, base: Path, on_baseline: Callable[[Outcome], 
     walk.run.clear()
     walk.reused.clear()
     outcome = Outcome(_describe(walk, model), walk)
+    if any(layer.extra.get("assumed_size") for layer in outcome.network.layers):
+        outcome.network = _describe(walk, model, _image_shape(walk, outcome, base))
     try:
         _stop_after(walk, "describe")
         if not any(True for _ in outcome.network.factorizable()):
@@ -255,18 +255,42 @@ def _walk(walk: Walk, model: Path, base: Path, on_baseline: Callable[[Outcome], 
     return outcome
 
 
+def _identity(model: Path, store: Store, keep: bool = True) -> str:
+    """Digest a model file's content; the same bytes are opened once."""
+    from lrfgraph.network.reading import model_digest
+
+    state = None
+    if model.is_file():
+        with suppress(OSError), model.open("rb") as file:
+            state = f"model {__version__} {hashlib.file_digest(file, hashlib.blake2b).hexdigest()}"
+    return store.remembered(state, lambda: model_digest(model), keep)
+
+
+def _image_shape(walk: Walk, outcome: Outcome, base: Path) -> list[int]:
+    """The size of the images, for a network that takes any size: MACs and rows depend on it."""
+    from lrfgraph.data import load
+
+    options, said = walk.recipe.data, walk.data(outcome.network.model)["structure"]
+    assumed = [int(n) for n in said["shapes"][str(said["inputs"][0])][1:]]
+    if options.source is not None and options.image_size is None:
+        arrays = load(options, base, tuple(assumed)).arrays
+        shape = next(array.shape[1:] for name, array in arrays.items() if name.startswith("x"))
+        return [int(n) for n in shape] + [1] * (len(assumed) - len(shape))
+    size = list(options.image_size or assumed[:2])
+    outcome.notes.append(f"the model takes images of any size; sizes and MACs are those of {'x'.join(map(str, size))}")
+    return [*size, *assumed[2:]]
+
+
 def _stop_after(walk: Walk, kind: str) -> None:
     if walk.recipe.run.until == kind:
         raise Stopped({})
 
 
-def _describe(walk: Walk, model: Path) -> Network:
-    from lrfgraph.network.reading import model_digest
-
+def _describe(walk: Walk, model: Path, image_shape: Sequence[int] | None = None) -> Network:
     recipe = walk.recipe
     architecture = recipe.model.architecture
-    beside = model_digest(Path(architecture)) if architecture else None
-    node = pipeline.describe_node(str(model), walk.identity, recipe, beside)
+    beside = _identity(Path(architecture), walk.store, keep=not walk.dry) if architecture else None
+    node = pipeline.describe_node(str(model), walk.identity, recipe, beside, image_shape)
     ref = walk.stage("describe", [node], optional=True)[node.name]
     said = walk.data(ref)
     layers = tuple(LayerSpec.from_json(layer) for layer in said["layers"])
@@ -279,7 +303,7 @@ def _images(walk: Walk, outcome: Outcome, base: Path) -> Network:
     """Find and divide the images; without any, the run is data-free and says so."""
     from dataclasses import replace
 
-    from lrfgraph.data import source_digest
+    from lrfgraph.data import source_digest, source_state
 
     network, recipe = outcome.network, walk.recipe
     if recipe.data.source is None:
@@ -295,7 +319,8 @@ def _images(walk: Walk, outcome: Outcome, base: Path) -> Network:
             "one of each, run it without --data"
         )
     facts = {f"{end}_shape": said["shapes"][str(said[f"{end}s"][0])][1:] for end in ("input", "output")}
-    source = source_digest(recipe.data, base)
+    read = lambda: source_digest(recipe.data, base)  # noqa: E731
+    source = walk.store.remembered(source_state(recipe.data, base), read, keep=not walk.dry)
     node = pipeline.data_node(source, facts, recipe, _calibration(network), str(base.resolve()))
     ref = walk.stage("data", [node], optional=True)[node.name]
     found = walk.data(ref)
@@ -399,6 +424,8 @@ def _choose(walk: Walk, outcome: Outcome, refs: dict[str, Ref], given: bool) -> 
             scores[f"{layer}|{method}|{rank}"] = outcome.scores[layer, method, rank] = ref
         elif name.endswith("/noise"):
             scores[f"{name.removesuffix('/noise')}|noise|ranks"] = ref
+    if not given:
+        scores |= _probe(walk, outcome, refs)
     search = SEARCHES.get(_policy(outcome))
     if search is not None and not given:
         assert outcome.baseline is not None
@@ -416,6 +443,20 @@ def _choose(walk: Walk, outcome: Outcome, refs: dict[str, Ref], given: bool) -> 
             raise
         outcome.decision = walk.data(ref)
     return [(c["layer"], c["method"], c["rank"]) for c in outcome.decision["choices"] if c["method"]]
+
+
+def _probe(walk: Walk, outcome: Outcome, refs: Mapping[str, Ref]) -> dict[str, Ref]:
+    """Probe a few candidates of each layer; results by the names under which a decision reads them."""
+    count = pipeline.probes(outcome.network)
+    if not count:
+        return {}
+    found: dict[str, list[Candidate]] = {}
+    for (layer, method, rank), ref in outcome.scores.items():
+        found.setdefault(layer, []).append(Candidate(layer, method, rank, **walk.data(ref)))
+    wanted = [(c.layer, c.method, c.rank) for one in found.values() for c in to_probe(one, count)]
+    nodes = pipeline.probe_nodes(outcome.network, refs, wanted)
+    made = walk.stage("probe", list(nodes.values()))
+    return {name: made[node.name] for name, node in nodes.items()}
 
 
 def _policy(outcome: Outcome) -> str:

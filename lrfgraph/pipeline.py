@@ -35,6 +35,8 @@ __all__ = [
     "in_program_order",
     "kept_reason",
     "methods_of",
+    "probe_nodes",
+    "probes",
     "rebuild_nodes",
     "record_nodes",
     "select_node",
@@ -43,6 +45,8 @@ __all__ = [
 
 LOCAL_POLICIES = ("threshold", "energy", "uniform", "evbmf")
 """Policies that look at layers one by one and need no curvature."""
+
+PROBE_IMAGES = 512
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,17 @@ class Network:
                 yield index, layer
 
 
-def describe_node(model: str, identity: str, recipe: Recipe, architecture: str | None) -> Node:
-    """Read the model; `identity` digests the file's content, `architecture` that of the model JSON beside it."""
+def describe_node(
+    model: str, identity: str, recipe: Recipe, architecture: str | None, image_shape: Sequence[int] | None = None
+) -> Node:
+    """Read the model; `identity` digests the file's content, `architecture` that of the model JSON beside it.
+
+    image_shape : of the images, where the model takes any size.
+    """
     options = recipe.model
     params = {"model": identity, "custom": list(options.custom), "unsafe": options.unsafe, "architecture": architecture}
+    if image_shape is not None:
+        params["image_shape"] = list(image_shape)
     return Node("model/describe", "describe", params, {}, {"model": model, "architecture": options.architecture})
 
 
@@ -240,10 +251,39 @@ def candidate_nodes(
     return nodes
 
 
+def probes(network: Network) -> int:
+    """Return how many candidates of each layer are probed: none without images or where nobody would ask."""
+    options = network.recipe.select
+    return 0 if network.data is None or options.policy in LOCAL_POLICIES else options.probes
+
+
+def probe_nodes(
+    network: Network, refs: Mapping[str, Ref], candidates: Sequence[tuple[str, str, str]]
+) -> dict[str, Node]:
+    """Replace one layer by one candidate (layer, method, rank) and see what the output says.
+
+    Returned by the name under which the `select` step reads the result.
+    """
+    index = {layer.name: index for index, layer in enumerate(network.layers)}
+    nodes = {}
+    for layer, method, rank in candidates:
+        params = {"method": method, "version": METHODS[method].version, "rank": rank}
+        inputs: dict[str, str | Ref] = {
+            "model": Ref(network.digest, network.model.key),
+            "data": network.split("calibration"),
+            "factors": refs[f"{layer}/{method}/{rank}/factorize"],
+            "prepared": refs[f"{layer}/{method}/decompose"],
+        }
+        params |= {"layer": index[layer], "images": PROBE_IMAGES}
+        where = {**network.where, "layer": layer}
+        nodes[f"{layer}|probe|{method}/{rank}"] = Node(f"{layer}/{method}/{rank}/probe", "probe", params, inputs, where)
+    return nodes
+
+
 def select_node(network: Network, scores: Mapping[str, Ref], given: bool = False) -> Node:
-    """Pick the configuration from all scores, keyed ``layer|method|rank``, or take the `given` one as it is."""
+    """Pick the configuration from all scores, keyed ``layer|method|rank``, and probes; or take the `given` one."""
     options = asdict(network.recipe.select)
-    for name in ("configuration", "point", "points", "max_drop"):
+    for name in ("configuration", "point", "points", "max_drop", "probes", "refine"):
         del options[name]
     return _select(network, scores, {"policy": "given"} if given else options)
 

@@ -24,7 +24,8 @@ def describe(task: Task) -> Result:
     trust = {"custom": list(task.params["custom"]), "unsafe": task.params["unsafe"]}
     architecture = task.where.get("architecture")
     model = load_model(Path(task.where["model"]), **trust, architecture=Path(architecture) if architecture else None)
-    description = describe(model)
+    size = task.params.get("image_shape")
+    description = describe(model, tuple(size) if size else None)
     data = {
         "layers": [layer.to_json() for layer in description.layers],
         "structure": description.structure,
