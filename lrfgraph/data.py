@@ -17,7 +17,17 @@ from numpy.typing import NDArray
 
 from lrfgraph.errors import DataError
 from lrfgraph.recipe import DataOptions
-from lrfgraph.sources import Array, Dataset, Shape, channel_axis, is_one_hot, load, read_npz, source_digest
+from lrfgraph.sources import (
+    Array,
+    Dataset,
+    Shape,
+    channel_axis,
+    is_one_hot,
+    load,
+    read_npz,
+    source_digest,
+    source_state,
+)
 
 __all__ = [
     "Dataset",
@@ -31,6 +41,7 @@ __all__ = [
     "prepare",
     "preprocessing",
     "source_digest",
+    "source_state",
     "split",
     "targets_of",
     "task_of",

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import re
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,17 @@ from numpy.typing import NDArray
 from lrfgraph.errors import DataError
 from lrfgraph.recipe import DataOptions
 
-__all__ = ["Array", "Dataset", "Shape", "channel_axis", "is_one_hot", "load", "read_npz", "source_digest"]
+__all__ = [
+    "Array",
+    "Dataset",
+    "Shape",
+    "channel_axis",
+    "is_one_hot",
+    "load",
+    "read_npz",
+    "source_digest",
+    "source_state",
+]
 
 Array = NDArray[Any]
 Shape = tuple[int | None, ...]
@@ -49,6 +60,7 @@ IMAGE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 LARGEST_STREAM = 100_000
 BLOCK = 1 << 22
+SETTLED = 2_000_000_000
 # How many arrays a function returned, and what they are.
 TUPLES: dict[int, tuple[str, ...]] = {
     1: ("x_train",),
@@ -98,6 +110,25 @@ def source_digest(options: DataOptions, base: Path = Path()) -> str:
         state.update(b"stats")
         state.update(_existing(base / options.stats).read_bytes())
     return state.hexdigest()
+
+
+def source_state(options: DataOptions, base: Path = Path()) -> str | None:
+    """Say which files `source_digest` reads, and their sizes and times: while that is the same, so is the digest.
+
+    ``None`` where only reading tells: a function of the user's, files that changed a moment ago, none at all.
+    """
+    said = []
+    try:
+        for name in (options.source, options.stats):
+            path = (base / name).absolute() if name else None
+            for file in _image_files(path) if path and path.is_dir() else [path] if path else []:
+                stat = file.stat()
+                said.append((str(file), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+    except OSError:
+        return None
+    newest = max((entry[-1] for entry in said), default=0)
+    settled = 0 < newest < time.time_ns() - SETTLED  # a clock too coarse to tell two writes apart has moved on
+    return repr(said) if settled else None
 
 
 def load(options: DataOptions, base: Path = Path(), input_shape: Shape = ()) -> Dataset:

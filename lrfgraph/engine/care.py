@@ -34,7 +34,7 @@ __all__ = [
     "verify",
 ]
 
-AROUND = frozenset({"tmp", "leases", "runs", "scratch"})
+AROUND = frozenset({"tmp", "leases", "runs", "scratch", "known"})
 SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 SIZES |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 AGES = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}

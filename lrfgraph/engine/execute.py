@@ -33,6 +33,7 @@ def execute(
     workers: int | None = None,
     scheduler: str | None = None,
     on_event: Listener | None = None,
+    on_needed: Callable[[list[Resolved]], None] | None = None,
     max_cache: int | None = None,
 ) -> dict[str, Ref]:
     """Compute what the store does not hold and return a Ref for every node that it holds then.
@@ -40,6 +41,7 @@ def execute(
     targets : the nodes that are wanted; all by default. What only cached nodes read is not computed.
     on : workers that stay up between calls (`workers_for`); otherwise they are made from `threads`, `workers` and
         `scheduler` for this call.
+    on_needed : told which nodes the targets stand on, before anything of them runs.
     max_cache : bytes the cache may have; compared with what nodes declare in ``where["bytes"]`` before anything runs.
 
     An entry that turns out damaged is discarded and computed again, and an event says so. If it is none of these
@@ -58,6 +60,8 @@ def execute(
             for key, why in resolution.damaged.items():
                 _discard(key, why, resolution=resolution, store=store, strikes=strikes, listener=listener)
             needed = resolution.needed(targets)
+            if on_needed:
+                on_needed(needed)
             _tell_reused(needed, store, told, listener)
             missing = [found for found in needed if not found.cached]
             if not missing:

@@ -8,7 +8,6 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +62,8 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def _version(name: str) -> str:
+    from importlib import metadata  # takes longer to load than all that a cached run reads
+
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

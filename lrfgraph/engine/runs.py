@@ -34,22 +34,30 @@ class RunRecord:
 
 
 class LiveRun:
-    """A run while it goes on; a context manager. What it names is safe from `care.gc` until it is closed."""
+    """A run while it goes on; a context manager. What it names is safe from `care.gc` until it is closed.
 
-    def __init__(self, store: Store, record: RunRecord, lease: Lease | None) -> None:
+    Until then its record on disk also keeps what an earlier run of its name stood on: a rerun names the same
+    entries, and finds them written down already.
+    """
+
+    def __init__(self, store: Store, record: RunRecord, lease: Lease | None, earlier: Iterable[str] = ()) -> None:
         self.store, self.record, self._lease = store, record, lease
+        self._written = dict.fromkeys([*record.keys, *earlier])
 
     def add(self, keys: Iterable[str]) -> None:
         """Name further entries, as later stages get to know them; a read-only cache keeps no record."""
-        merged = tuple(dict.fromkeys([*self.record.keys, *keys]))
-        if merged != self.record.keys:
-            self.record = replace(self.record, keys=merged)
-            if self._lease is not None:
-                _write(self.store, self.record)
+        merged = dict.fromkeys([*self.record.keys, *keys])
+        self.record = replace(self.record, keys=tuple(merged))
+        if self._lease is not None and not merged.keys() <= self._written.keys():
+            self._written |= merged
+            _write(self.store, replace(self.record, keys=tuple(self._written)))
 
     def close(self) -> None:
         """Say that the run is over."""
         if self._lease is not None:
+            if self._written.keys() != set(self.record.keys):
+                with contextlib.suppress(StoreError):  # the record then keeps more than it must
+                    _write(self.store, self.record)
             self._lease.release()
             self._lease = None
 
@@ -80,14 +88,15 @@ def start_run(store: Store, name: str, keys: Iterable[str] = ()) -> LiveRun:
         raise StoreError(f"cache {store.root} has a thousand live runs named {name!r}; choose another name")
     before = _read(store, _path(store, own))
     pinned = bool(before and before.pinned)
-    kept = before.keys if before and pinned else ()  # a rerun that is cut short takes nothing from what is pinned
+    earlier = before.keys if before else ()
+    kept = earlier if pinned else ()  # a rerun that is cut short takes nothing from what is pinned
     record = RunRecord(own, tuple(dict.fromkeys([*kept, *keys])), pinned, round(time.time(), 3))
     try:
-        _write(store, record)
+        _write(store, replace(record, keys=tuple(dict.fromkeys([*record.keys, *earlier]))))
     except StoreError:
         lease.release()
         return LiveRun(store, record, None)
-    return LiveRun(store, record, lease)
+    return LiveRun(store, record, lease, earlier)
 
 
 def list_runs(store: Store) -> list[RunRecord]:

@@ -109,7 +109,7 @@ def _write(outcome: Outcome, folder: Path) -> str:
     }
     news = not (folder / PICTURE).exists()
     for name, (columns, rows) in made.items():
-        if rows:
+        if rows and not (outcome.stopped and name == "configurations.csv" and (folder / name).exists()):
             news |= _replace(folder / name, _csv(columns, rows))
     rows = made["design_space.csv"][1]
     if not news or not rows:

@@ -63,8 +63,7 @@ GEOMETRY = (
 
 def geometry(layer: LayerSpec) -> dict[str, Any]:
     """Return the part of a layer that its factorization and cost depend on: no name, no position in the network."""
-    data = layer.to_json()
-    return {name: data[name] for name in GEOMETRY}
+    return {name: getattr(layer, name) for name in GEOMETRY}
 
 
 def layer_of(params: Mapping[str, Any]) -> LayerSpec:
