@@ -103,9 +103,12 @@ class Walk:
         return refs
 
     def _name(self, needed: Sequence[Resolved]) -> None:
-        """Name what this stage stands on before it runs, so that nothing of it is thrown away meanwhile."""
+        """Name what this stage stands on before it runs, so that nothing of it is thrown away; say how much runs."""
         if self.live is not None:
             self.live.add(found.key for found in needed)
+        if self.on_event:
+            for step, count in Counter(found.node.step for found in needed if not found.cached).items():
+                self.on_event(Event("progress", "", step, total=count))
 
     def _look(self, nodes: Sequence[Node], targets: list[str] | None) -> dict[str, Ref]:
         resolution = resolve(nodes, STEPS, self.store)
@@ -435,7 +438,7 @@ def _choose(walk: Walk, outcome: Outcome, refs: dict[str, Ref], given: bool) -> 
         if walk.recipe.run.until == "select":
             raise Stopped({})
     else:
-        node = pipeline.select_node(outcome.network, scores, given)
+        node = pipeline.select_node(outcome.network, scores, "given" if given else _policy(outcome))
         try:
             ref = walk.stage("select", [node])[node.name]
         except Stopped as stopped:

@@ -280,12 +280,12 @@ def probe_nodes(
     return nodes
 
 
-def select_node(network: Network, scores: Mapping[str, Ref], given: bool = False) -> Node:
-    """Pick the configuration from all scores, keyed ``layer|method|rank``, and probes; or take the `given` one."""
+def select_node(network: Network, scores: Mapping[str, Ref], policy: str) -> Node:
+    """Pick the configuration from all scores, keyed ``layer|method|rank``, and probes, by `policy`."""
     options = asdict(network.recipe.select)
     for name in ("configuration", "point", "points", "max_drop", "probes", "refine"):
         del options[name]
-    return _select(network, scores, {"policy": "given"} if given else options)
+    return _select(network, scores, {"policy": policy} if policy == "given" else {**options, "policy": policy})
 
 
 def budget_node(

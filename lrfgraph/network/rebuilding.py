@@ -7,7 +7,7 @@ import logging
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -183,13 +183,15 @@ def verify_files(
     trust: Mapping[str, Any] | None = None,
     x: Any = None,
     tolerance: float = 1e-6,
+    image_shape: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Reload both written files in a fresh process that cannot import lrfgraph, and compare their outputs.
 
     x : input (an array, or the structure the model takes); random numbers if left out.  trust : ``custom`` and
-    ``unsafe`` as `load_model` takes them.  Returns ``parameters`` and ``macs`` counted on the written file and
-    ``difference``, the largest over both files, relative to the output's scale.  Raises ModelError where a file does
-    not reload or the outputs differ by more than `tolerance`.
+    ``unsafe`` as `load_model` takes them.  image_shape : at which MACs are counted where the model takes any size.
+    Returns ``parameters`` and ``macs`` counted on the written file and ``difference``, the largest over both files,
+    relative to the output's scale.  Raises ModelError where a file does not reload or the outputs differ by more than
+    `tolerance`.
     """
     import keras
 
@@ -228,7 +230,8 @@ def verify_files(
     if len(parameters) != 1:
         raise ModelError(f"{folder}: the two written files have different parameter counts {sorted(parameters)}")
     reloaded = load_model(folder / FILES[0], custom=trust.get("custom", ()), unsafe=bool(trust.get("unsafe", False)))
-    return {"parameters": parameters.pop(), "macs": count(reloaded).macs, "difference": worst}
+    macs = count(reloaded, tuple(image_shape) if image_shape else None).macs
+    return {"parameters": parameters.pop(), "macs": macs, "difference": worst}
 
 
 def _difference(expected: Array, received: Array) -> float:

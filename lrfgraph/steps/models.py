@@ -42,7 +42,12 @@ def rebuild(task: Task) -> Result:
     rebuilt = rebuild(network_of(model), chains)
     for path, bias in shifts.items():
         shift_batchnorm(rebuilt, path, bias)
-    return Result({"trust": model.data["trust"]}, files={"model.keras": save_model(rebuilt, task.scratch())})
+    return Result(_carried(model), files={"model.keras": save_model(rebuilt, task.scratch())})
+
+
+def _carried(model: Input) -> dict[str, Any]:
+    """What every later reader of a model must know: what may be opened, and the images' size where any is taken."""
+    return {name: model.data[name] for name in ("trust", "image_shape")}
 
 
 def _factors_inputs(task: Task, prefix: str) -> tuple[Input, Input]:
@@ -113,7 +118,7 @@ def finetune(task: Task) -> Result:
         task.progress,
     )
     files = {"model.keras": save_model(tuned, task.scratch())}
-    return Result({"trust": student.data["trust"], "history": history}, files=files)
+    return Result(_carried(student) | {"history": history}, files=files)
 
 
 def export(task: Task) -> Result:
@@ -123,7 +128,7 @@ def export(task: Task) -> Result:
     folder = task.scratch()
     network = network_of(model)
     save(network, folder)
-    counted = verify_files(network, folder, model.data["trust"])
+    counted = verify_files(network, folder, model.data["trust"], image_shape=model.data["image_shape"])
     files = {name: folder / name for name in ("compressed.keras", "compressed.h5")}
     return Result({**counted, "file_bytes": {name: path.stat().st_size for name, path in files.items()}}, files=files)
 

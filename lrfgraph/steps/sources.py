@@ -30,6 +30,7 @@ def describe(task: Task) -> Result:
         "layers": [layer.to_json() for layer in description.layers],
         "structure": description.structure,
         "trust": trust,
+        "image_shape": size,
         "parameters": int(model.count_params()),
         "macs": sum(layer.macs for layer in description.layers),
         "network": description.digest,
