@@ -15,13 +15,15 @@ __all__ = ["Progress"]
 
 
 class Progress:
-    """Listens to events and draws one bar for what is running; use as a context manager."""
+    """Listens to events and draws a bar for each kind of node that is being computed; use as a context manager."""
 
     def __init__(self) -> None:
         self.bars: Any = None
         self.tasks: dict[str, Any] = {}
+        self.expected: Counter[str] = Counter()
         self.done: Counter[str] = Counter()
         self.reused: Counter[str] = Counter()
+        self.within: set[str] = set()
 
     def __enter__(self) -> Progress:
         return self
@@ -36,27 +38,38 @@ class Progress:
             self.bars, self.tasks = None, {}
 
     def __call__(self, event: Event) -> None:
-        """Take note of an event."""
-        if event.kind == "reused":
-            self.reused[event.step] += 1
-            return
-        if not sys.stderr.isatty():
-            return
-        task = self._task(event.step)
-        note = f"{self.reused[event.step]} reused" if self.reused[event.step] else ""
-        if event.kind == "progress":
-            self.bars.update(task, completed=event.done, total=event.total, note=event.message or note)
+        """Take note of an event; one of kind ``progress`` without a node says how many nodes a stage will compute."""
+        step = event.step
+        if event.kind == "progress" and not event.node:
+            self.expected[step] = self.done[step] + event.total
+        elif event.kind == "reused":
+            self.reused[step] += 1
         elif event.kind in ("finished", "waited"):
-            self.done[event.step] += 1
-            self.bars.update(task, note=f"{self.done[event.step]} nodes done" + (f", {note}" if note else ""))
+            self.done[step] += 1
+        if event.kind in ("reused", "discarded") or not event.node or not sys.stderr.isatty():
+            return
+        if event.kind == "progress":
+            # A pass over images or epochs: its own count says more than that of nodes, which all end with it.
+            self.within.add(step)
+            self.bars_for(step).update(self.tasks[step], completed=event.done, total=event.total, note=event.message)
+        elif step not in self.within:
+            self.bars_for(step).update(
+                self.tasks[step], completed=self.done[step], total=self.expected[step] or None, note=self._note(step)
+            )
+        if self.done[step] >= self.expected[step] > 0 and step in self.tasks:
+            self.bars.update(self.tasks[step], visible=False)
 
-    def _task(self, step: str) -> Any:
+    def _note(self, step: str) -> str:
+        return f"{self.done[step]} nodes done, {self.reused[step]} reused"
+
+    def bars_for(self, step: str) -> Any:
+        """Return the bars, started, with one for this kind of node."""
         if self.bars is None:
             self.bars = _bars()
             self.bars.start()
         if step not in self.tasks:
             self.tasks[step] = self.bars.add_task(step, total=None, note="")
-        return self.tasks[step]
+        return self.bars
 
 
 def _bars() -> Any:
