@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from lrfgraph.data import (
     prepare,
     preprocessing,
     source_digest,
+    source_state,
     split,
     targets_of,
     task_of,
@@ -417,3 +421,24 @@ def test_labels_that_do_not_fit(y: np.ndarray, outputs: tuple[int, ...], message
 
 def test_chance_level() -> None:
     assert chance_level(np.array([0, 0, 0, 1])) == 0.75
+
+
+def test_the_state_of_a_source_changes_with_its_files(tmp_path: Path) -> None:
+    options = save(tmp_path, "a.npz", x=X)
+    assert source_state(options, tmp_path) is None  # written a moment ago: another write could look the same
+
+    def state() -> str | None:
+        with patch("lrfgraph.sources.SETTLED", -(10**9)):
+            return source_state(options, tmp_path)
+
+    first = state()
+    assert first is not None
+    assert state() == first
+    content, times = (tmp_path / "a.npz").read_bytes(), (tmp_path / "a.npz").stat()
+    time.sleep(0.05)  # more than a tick of the file system's clock
+    (tmp_path / "a.npz").write_bytes(content[:-1] + b"x")
+    os.utime(tmp_path / "a.npz", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert state() != first  # the same size and time of change, but not the same moment of writing
+    with patch("lrfgraph.sources.SETTLED", -(10**9)):
+        for other in (DataOptions(source="none.npz"), DataOptions(source="module:function"), DataOptions()):
+            assert source_state(other, tmp_path) is None

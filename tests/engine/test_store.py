@@ -259,3 +259,22 @@ def test_the_memory_stays_within_its_bytes() -> None:
     cache.put("new", 1, 30)
     assert cache.get(8) is None
     assert cache.get(7) == 7
+
+
+def test_what_was_read_is_remembered_by_its_state(store: Store) -> None:
+    reads: list[str] = []
+
+    def read() -> str:
+        reads.append("read")
+        return f"value{len(reads)}"
+
+    assert store.remembered(None, read) == "value1"
+    assert store.remembered("a", read, keep=False) == "value2"
+    assert not store.root.exists()
+    assert [store.remembered("a", read) for _ in range(2)] == ["value3", "value3"]
+    assert store.remembered("b", read) == "value4"
+    for note in (store.base / "known").iterdir():
+        content = bytearray(note.read_bytes())
+        content[0] ^= 1
+        note.write_bytes(content)
+    assert [store.remembered(state, read) for state in ("a", "b")] == ["value5", "value6"]
