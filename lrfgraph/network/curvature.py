@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lrfgraph.network.layers import Array, LayerSpec
-from lrfgraph.network.program import Call, flatten, run
+from lrfgraph.network.program import Call, Program, flatten, run
 
 __all__ = ["curvature"]
 
@@ -38,21 +38,35 @@ def curvature(
     program = flatten(model)
     index = {layer.name: i for i, layer in enumerate(layers)}
 
+    def answer(x: Any, seen: Callable[[int, Any], None]) -> Any:
+        """The output (of a classifier: its logits, which a softmax at the end would saturate)."""
+
+        def handler(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            last = output == "probabilities" and call.outputs[0] == program.outputs[0]
+            if call.path not in index:
+                return args[0] if last and _is_softmax(call.operation) else call.operation(*args, **kwargs)
+            linear, finish = linear_output(call.operation, args, kwargs)
+            seen(index[call.path], linear)
+            return linear if last and _is_softmax(call.operation) else finish(linear)
+
+        return run(program, {program.inputs[0]: x}, handler)[program.outputs[0]]
+
+    logits = output == "logits" or (output == "probabilities" and _is_softmax(_last(program).operation))
+    kind = "logits" if logits else output
+    first = np.asarray(answer(images[:MOST_ANSWERS], lambda number, linear: None))
+    temperature = _temperature(first) if logits and first.shape[-1] > 1 else 1.0
+
     @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
     def gradients(x: Any, draw: Any) -> Any:
         outputs: list[tuple[int, Any]] = []
 
-        def handler(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if call.path not in index:
-                return call.operation(*args, **kwargs)
-            linear, finish = linear_output(call.operation, args, kwargs)
+        def seen(number: int, linear: Any) -> None:
             tape.watch(linear)
-            outputs.append((index[call.path], linear))
-            return finish(linear)
+            outputs.append((number, linear))
 
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            y = run(program, {program.inputs[0]: x}, handler)[program.outputs[0]]
-            loss = _loss(y, draw, output)
+            y = answer(x, seen)
+            loss = temperature * _loss(y / temperature if logits else y, draw, kind)
         found = tape.gradient(loss, [z for _, z in outputs], unconnected_gradients="zero")
         totals: list[Any] = [0.0] * len(layers)
         for (i, _), g in zip(outputs, found, strict=True):
@@ -69,6 +83,35 @@ def curvature(
         if progress:
             progress(min(start + batch, len(images)), len(images), "images")
     return [total / len(images) / _spread(layer) for layer, total in zip(layers, sums, strict=True)]
+
+
+MOST_ANSWERS = 256
+SOFTNESS = 0.1
+"""Mean probability of all but the first answer that a network's own predictions must have to draw from."""
+
+
+def _last(program: Program) -> Call:
+    return next(call for call in program.calls if program.outputs[0] in call.outputs)
+
+
+def _is_softmax(operation: Any) -> bool:
+    name = getattr(getattr(operation, "activation", None), "__name__", type(operation).__name__.lower())
+    return bool(name == "softmax")
+
+
+def _temperature(logits: Array) -> float:
+    """Return the temperature, at least 1, at which the answers are as soft as `SOFTNESS`.
+
+    A network that is sure of everything it was trained on has next to no curvature at its own predictions, and a
+    thousand draws say little about it; at a higher temperature every class is drawn.
+    """
+    low, high = 1.0, 256.0
+    for _ in range(30):
+        middle = float(np.sqrt(low * high))
+        shifted = (logits - logits.max(-1, keepdims=True)) / middle
+        soft = 1.0 - float(np.mean(1.0 / np.exp(shifted).sum(-1)))
+        low, high = (low, middle) if soft > SOFTNESS else (middle, high)
+    return high if high > 1.001 else 1.0
 
 
 def linear_output(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
