@@ -40,6 +40,9 @@ CHANCE_ERRORS = 3.0
 
 MOST_CALIBRATION = 8192
 
+MOST_NAMED = 5
+"""Damaged entries that are named one by one."""
+
 
 class Stopped(Exception):  # noqa: N818 - control flow, not an error
     """The stage named by ``run.until`` is done; `refs` are its results."""
@@ -59,7 +62,7 @@ class Walk:
 
     identity : digest of the model file's content.  live : the run's record, which keeps its entries from `cache gc`.
     run, reused : nodes by kind.  seconds : wall time by stage.  found : every stage as it was looked up on a dry
-    walk, and the nodes that were wanted of it (``None`` for all).
+    walk, and the nodes that were wanted of it (``None`` for all).  damaged : what was found damaged, and why.
     """
 
     recipe: Recipe
@@ -73,7 +76,15 @@ class Walk:
     reused: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=dict)
     found: list[tuple[Resolution, list[str] | None]] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    damaged: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was found damaged in the cache: a few by name, many as a number."""
+        said = [f"{name}: damaged in the cache ({why}); computed again" for name, why in self.damaged.items()]
+        if len(said) <= MOST_NAMED:
+            return said
+        return [*said[:MOST_NAMED], f"{len(said) - MOST_NAMED} more were damaged in the cache and computed again"]
 
     def stage(self, name: str, nodes: Sequence[Node], optional: bool = False) -> dict[str, Ref]:
         """Carry out one stage and return its results; raises Stopped after the kind in ``run.until``.
@@ -124,7 +135,7 @@ class Walk:
         elif event.kind in ("reused", "waited"):
             self.reused[event.step] += 1
         elif event.kind == "discarded":
-            self.warnings.append(f"{event.node}: damaged in the cache ({event.message}); computed again")
+            self.damaged.setdefault(event.node, event.message)
         if self.on_event:
             self.on_event(event)
 
