@@ -14,7 +14,7 @@ __all__ = ["STEPS"]
 STEPS: dict[str, Step] = {
     step.name: step
     for step in (
-        Step("describe", 1, sources.describe, decides=True),
+        Step("describe", 2, sources.describe, decides=True),
         Step("data", 1, sources.data, decides=True),
         Step("record", 1, passes.record, passes.record_together),
         Step("curvature", 3, passes.curvature, passes.curvature_together),
@@ -25,9 +25,9 @@ STEPS: dict[str, Step] = {
         Step("score", 1, candidates.score),
         Step("probe", 1, passes.probe, passes.probe_together),
         Step("select", 1, decisions.select, decides=True),
-        Step("rebuild", 1, models.rebuild),
+        Step("rebuild", 2, models.rebuild),
         Step("repair", 1, models.repair),
-        Step("finetune", 1, models.finetune),
+        Step("finetune", 2, models.finetune),
         Step("export", 1, models.export),
         Step("evaluate", 1, models.evaluate),
     )
