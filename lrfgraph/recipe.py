@@ -358,6 +358,12 @@ class SelectOptions(_Section):
     configuration: str | None = _option(None, TEXT, "A hybrid.toml to be used in place of a policy", optional=True)
     point: int | None = _option(None, INTEGER, "Number of the point on the front to be taken", optional=True, low=0)
     points: int = _option(12, INTEGER, "Points of the front that are measured", low=2, high=200)
+    probes: int = _option(
+        0, INTEGER, "Candidates of each layer whose effect on the network's output is measured", low=0, high=100
+    )
+    refine: int = _option(
+        0, INTEGER, "Exchanges between layers that are tried, each judged after repair", low=0, high=1000
+    )
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,8 @@ def _said(point: Point, limit: float) -> str:
         tail = "; that is more than the limit"
     elif point.drop + 2 * point.drop_se > limit:
         tail = f"; the true loss may exceed {limit:g}, more validation images would tell"
-    return f"the configuration loses {point.drop:.2f} ± {point.drop_se:.2f} points on validation (limit {limit:g}){tail}"
+    lost = f"{point.drop:.2f} ± {point.drop_se:.2f} points"
+    return f"the configuration loses {lost} on validation (limit {limit:g}){tail}"
 
 
 def pareto(bench: Bench) -> Found:

@@ -78,12 +78,16 @@ class Graph:
         }
         self.add(pipeline.candidate_nodes(network, self.refs, ranks))
         scores = {name.removesuffix("/score").replace("/", "|"): r for name, r in self.refs.items() if "/score" in name}
-        self.add([pipeline.select_node(network, scores)])
         choices = [
             (network.layers[index].name, method, written[0])
             for index in dict.fromkeys(index for index, _ in ranks)
             for method, written in [next((m, w) for (i, m), w in ranks.items() if i == index)]
         ]
+        if pipeline.probes(network):
+            probes = pipeline.probe_nodes(network, self.refs, choices)
+            self.add(list(probes.values()))
+            scores |= {name: self.refs[node.name] for name, node in probes.items()}
+        self.add([pipeline.select_node(network, scores, network.recipe.select.policy)])
         made = self.add(pipeline.rebuild_nodes(network, choices, self.refs))
         last = self.refs[made[-1].name]
         finished = self.add(pipeline.finish_nodes(network, last))
@@ -147,6 +151,8 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "select.configuration": ("hybrid.toml", NOTHING),
     "select.point": (3, NOTHING),
     "select.points": (5, NOTHING),
+    "select.probes": (2, NOTHING),
+    "select.refine": (4, NOTHING),
     "repair.enabled": (False, {"data", "rebuild", "repair", "finetune", "export", "evaluate"}),
     "repair.images": (90, {"data", "repair", "rebuild", "finetune", "export", "evaluate"}),
     "repair.rows": (4096, MODEL),
@@ -198,9 +204,21 @@ def test_an_option_changes_these_keys_and_no_others(option: str, base: Graph, tm
     assert {kind for kind in base.keys if base.keys[kind] != changed.keys.get(kind, set())} == expected
 
 
+SPECIAL = {
+    "noise": BASE.with_option("select.policy", "evbmf"),
+    "probe": BASE.with_option("select.policy", "budget").with_option("select.probes", 1),
+}
+"""Recipes with kinds of nodes that the others do not have."""
+
+
 def test_all_kinds_of_nodes_are_in_the_graph(base: Graph) -> None:
-    with_noise = Graph(BASE.with_option("select.policy", "evbmf"))
-    assert base.keys.keys() | with_noise.keys.keys() == STEPS.keys()
+    kinds = set(base.keys).union(*(Graph(recipe).keys for recipe in SPECIAL.values()))
+    assert kinds == STEPS.keys()
+
+
+def test_probes_enter_the_decision() -> None:
+    probed = SPECIAL["probe"]
+    assert Graph(probed).keys["select"] != Graph(probed.with_option("select.probes", 0)).keys["select"]
 
 
 def test_one_more_rank_keeps_all_others(base: Graph) -> None:
@@ -235,6 +253,7 @@ GOLDEN: dict[str, str] = {
     "factorize": "bd5b82e7e83ec14aab6b436c87cc68b562862a7a",
     "finetune": "b9bb5dc0fb16eab5472c7548a5a6118468812ed9",
     "noise": "1bbba73c817e95cf927148a7184b19f7e4942cff",
+    "probe": "ce166c9f09a013ef32781935a6c25e3edf4fc757",
     "ranks": "60678bafc0eb8f70f22323bafd633dc26dfcabe0",
     "rebuild": "986756eb6a320dfcba88fc6aa0aec9af4afc474f",
     "record": "00c3dd48cc37b83a699018d912d53b83766dd03b",
@@ -247,7 +266,7 @@ GOLDEN: dict[str, str] = {
 
 @pytest.mark.parametrize("kind", sorted(STEPS))
 def test_golden_keys(kind: str) -> None:
-    graph = Graph(BASE.with_option("select.policy", "evbmf") if kind == "noise" else BASE)
+    graph = Graph(SPECIAL.get(kind, BASE))
     assert digest(sorted(graph.keys[kind])) == GOLDEN[kind]
 
 

@@ -23,7 +23,7 @@ from lrfgraph.network.program import Call, Program, flatten, run
 from lrfgraph.network.recording import layer_input
 from lrfgraph.network.rows import Sampler, cut, grouped
 
-__all__ = ["Refitted", "Replaced", "Walk", "shift_batchnorm"]
+__all__ = ["Refitted", "Replaced", "Walk", "kernel_variable", "shift_batchnorm"]
 
 BATCH = 256
 HELD_OUT = 8
@@ -206,7 +206,7 @@ def _swap(operation: Any, kernel: Array | None, bias: Array | None) -> tuple[Arr
     """Put another kernel and bias into a layer, whose outputs are then those of the chain; return the old ones."""
     if kernel is None:
         return None, None
-    variable = _kernel_variable(operation)
+    variable = kernel_variable(operation)
     old = np.asarray(variable), (np.asarray(operation.bias) if operation.bias is not None else None)
     variable.assign(kernel)
     if bias is not None and operation.bias is not None:
@@ -214,7 +214,8 @@ def _swap(operation: Any, kernel: Array | None, bias: Array | None) -> tuple[Arr
     return old
 
 
-def _kernel_variable(operation: Any) -> Any:
+def kernel_variable(operation: Any) -> Any:
+    """Return the variable of a layer that factorization replaces."""
     for name in ("pointwise_kernel", "depthwise_kernel"):
         if hasattr(operation, name) and not (name == "depthwise_kernel" and hasattr(operation, "pointwise_kernel")):
             return getattr(operation, name)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
+from typing import Any
 
 from lrfgraph.engine.nodes import Result, Task, digest
-from lrfgraph.selection import POLICIES, Candidate, LayerChoices, Problem, totals
+from lrfgraph.selection import POLICIES, Candidate, Decision, LayerChoices, Problem, totals
+from lrfgraph.selection.sensitivity import calibrated
 
-__all__ = ["select"]
+__all__ = ["decision_data", "problem_of", "select"]
 
 
 def select(task: Task) -> Result:
-    problem = _problem(task)
+    problem = problem_of(task.params, {name: entry.data for name, entry in task.inputs.items()})
     options = SimpleNamespace(**task.params["options"])
-    decision = POLICIES[options.policy](problem, options)
+    data = decision_data(problem, POLICIES[options.policy](problem, options))
+    said = [(c["layer"], c["method"], c.get("rank")) for c in data["choices"]]
+    return Result(data, identity=digest(said))
+
+
+def decision_data(problem: Problem, decision: Decision) -> dict[str, Any]:
+    """Say a decision as plain data: every layer's choice and what the whole network then costs."""
     parameters, macs = totals(problem, decision.choices)
     choices = [
         {
@@ -27,23 +36,36 @@ def select(task: Task) -> Result:
         else {"layer": c.layer, "method": None, "reason": c.reason}
         for c in decision.choices
     ]
-    said = [(c["layer"], c["method"], c.get("rank")) for c in choices]
-    data = {"choices": choices, "notes": decision.notes, "parameters": parameters, "macs": macs}
-    return Result(data, identity=digest(said))
+    return {"choices": choices, "notes": decision.notes, "parameters": parameters, "macs": macs}
 
 
-def _problem(task: Task) -> Problem:
-    """Gather the scores of all candidates; an input's name is ``layer|method|rank``, or ``layer|noise|ranks``."""
+def problem_of(params: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> Problem:
+    """Gather what is known of all candidates.
+
+    params : of a `select` node.  results : by name: scores as ``layer|method|rank``, probes as
+    ``layer|probe|method/rank``, ranks above noise as ``layer|noise|ranks``.
+    """
     found: dict[str, list[Candidate]] = {}
     noise: dict[str, tuple[tuple[int, int], ...]] = {}
-    for name, entry in task.inputs.items():
+    probed: dict[str, dict[tuple[str, str], float]] = {}
+    for name, data in results.items():
         layer, method, rank = name.rsplit("|", 2)
         if method == "noise":
-            noise[layer] = tuple((ours, full) for ours, full in entry.data["ranks"])
+            noise[layer] = tuple((ours, full) for ours, full in data["ranks"])
+        elif method == "probe":
+            of, _, its_rank = rank.partition("/")
+            probed.setdefault(layer, {})[of, its_rank] = data["kl"]
         else:
-            found.setdefault(layer, []).append(Candidate(layer, method, rank, **entry.data))
+            found.setdefault(layer, []).append(Candidate(layer, method, rank, **data))
     layers = tuple(
-        LayerChoices(name, parameters, macs, tuple(found.get(name, ())), kept, noise.get(name, ()))
-        for name, parameters, macs, kept in task.params["layers"]
+        LayerChoices(
+            name,
+            parameters,
+            macs,
+            calibrated(found.get(name, ()), probed.get(name, {})),
+            kept,
+            noise.get(name, ()),
+        )
+        for name, parameters, macs, kept in params["layers"]
     )
-    return Problem(layers, task.params["parameters"], task.params["macs"], task.params["metric"])
+    return Problem(layers, params["parameters"], params["macs"], params["metric"])

@@ -1,13 +1,16 @@
-"""Steps that run the network once for all layers: record and curvature."""
+"""Steps that run the network once for all layers: record, curvature and probe."""
 
 from __future__ import annotations
 
 from lrfgraph.engine.nodes import Result, Task
+from lrfgraph.methods import METHODS
+from lrfgraph.methods.base import parse_rank
 from lrfgraph.network.layers import LayerSpec
-from lrfgraph.steps.common import network_of
+from lrfgraph.steps.candidates import factors_of
+from lrfgraph.steps.common import fresh_network_of, network_of
 from lrfgraph.steps.sources import images_of
 
-__all__ = ["curvature", "curvature_together", "record", "record_together"]
+__all__ = ["curvature", "curvature_together", "probe", "probe_together", "record", "record_together"]
 
 
 def record_together(tasks: list[Task]) -> list[Result]:
@@ -46,6 +49,27 @@ def curvature_together(tasks: list[Task]) -> list[Result]:
     return [Result({}, {"curvature": h}) for h in found]
 
 
+def probe_together(tasks: list[Task]) -> list[Result]:
+    from lrfgraph.network.probing import Probe, probe
+
+    first = tasks[0]
+    images, _ = images_of(first.inputs["data"], first.where, "calibration")
+    model = first.inputs["model"]
+    probes = []
+    for task in tasks:
+        layer, method, rank = _namedlayer_of(task), task.params["method"], task.params["rank"]
+        weights = factors_of(layer, method, rank, task.inputs["factors"], task.inputs["prepared"])
+        probes.append(Probe(layer, METHODS[method].pieces(layer, parse_rank(rank)), weights))
+    found = probe(
+        fresh_network_of(model),  # its kernels are exchanged
+        probes,
+        images[: first.params["images"]],
+        model.data["structure"]["output"],
+        first.progress,
+    )
+    return [Result({"kl": kl}) for kl in found]
+
+
 def _namedlayer_of(task: Task) -> LayerSpec:
     by_name = {layer["name"]: layer for layer in task.inputs["model"].data["layers"]}
     return LayerSpec.from_json(by_name[task.where["layer"]])
@@ -57,3 +81,7 @@ def record(task: Task) -> Result:
 
 def curvature(task: Task) -> Result:
     return curvature_together([task])[0]
+
+
+def probe(task: Task) -> Result:
+    return probe_together([task])[0]

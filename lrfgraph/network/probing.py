@@ -1,0 +1,130 @@
+"""Probes: what the whole network's output says to one layer replaced by one candidate (METHODS §5.2).
+
+One walk serves all probes: at a probed layer the original's live values are at hand, and only the calls from there
+on run again, once per candidate. No labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lrfgraph.network.layers import Array, LayerSpec, native
+from lrfgraph.network.measuring import compare
+from lrfgraph.network.pieces import Piece, compose
+from lrfgraph.network.program import Program, flatten, run
+from lrfgraph.network.repairing import kernel_variable
+
+__all__ = ["Probe", "probe"]
+
+LIVE_BYTES = 256_000_000
+"""Bytes that the original's live values may take at a probed layer."""
+
+BATCH = 128
+"""Images that run through a suffix at once."""
+
+Values = dict[int, Any]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A layer and the chain that takes its place."""
+
+    layer: LayerSpec
+    pieces: tuple[Piece, ...]
+    weights: tuple[Array, ...]
+
+    def kernel(self) -> Array:
+        """Return the chain multiplied out, as the layer keeps its kernel."""
+        made = compose(self.pieces, [np.asarray(w, np.float64) for w in self.weights])
+        return native(self.layer.family, made.reshape(self.layer.kernel)).astype(np.float32)
+
+
+def probe(
+    model: Any,
+    probes: Sequence[Probe],
+    images: Array,
+    output: str,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> list[float]:
+    """Return each probe's mean KL(original ‖ replaced), or relative squared error where the output is ``values``.
+
+    images : (n, …).  output : ``probabilities``, ``logits`` or ``values``.  A layer that is called several times is
+    replaced everywhere.
+    """
+    walk = _Walk(flatten(model))
+    at: dict[int, list[int]] = {}
+    for number, one in enumerate(probes):
+        at.setdefault(walk.first(one.layer.name), []).append(number)
+    kernels = [one.kernel() for one in probes]
+    size = walk.chunk(np.asarray(images[:1]), max(at))
+    total, weight = np.zeros(len(probes)), 0.0
+    for start in range(0, len(images), size):
+        chunk = np.asarray(images[start : start + size])
+        live, position = {walk.program.inputs[0]: chunk}, 0
+        original = walk.outputs(live, 0)
+        heft = float(np.sum(np.square(original, dtype=np.float64))) if output == "values" else float(len(chunk))
+        weight += heft
+        for index in sorted(at):
+            live, position = walk.advance(live, position, index), index
+            with walk.restored(index) as variable:
+                for number in at[index]:
+                    variable.assign(kernels[number])
+                    told = compare(walk.outputs(live, index), original, None, "", output)
+                    total[number] += heft * told["kl"]
+        if progress:
+            progress(min(start + size, len(images)), len(images), "images")
+    return [float(each) for each in np.maximum(total / max(weight, 1e-30), 0.0)]
+
+
+class _Walk:
+    """Runs parts of a network, keeping only values that are still read."""
+
+    def __init__(self, program: Program) -> None:
+        self.program, self.uses = program, program.last_use()
+
+    def first(self, path: str) -> int:
+        """Return the index of a layer's first call."""
+        return next(call.index for call in self.program.calls if call.path == path)
+
+    def advance(self, values: Values, position: int, index: int) -> Values:
+        """Run the calls from `position` up to `index` and return what is still read from there on."""
+        values = dict(values)
+        for call in self.program.calls[position:index]:
+            run(self.program, values, calls=[call])
+            for slot in {*call.inputs, *call.outputs}:
+                if self.uses.get(slot, -1) <= call.index:
+                    del values[slot]
+        return values
+
+    def outputs(self, live: Values, index: int) -> Array:
+        """Return the network's outputs from the values that are alive at the call `index`, batch by batch."""
+        made = []
+        for start in range(0, len(next(iter(live.values()))), BATCH):
+            values = {slot: value[start : start + BATCH] for slot, value in live.items()}
+            end = self.advance(values, index, len(self.program.calls))[self.program.outputs[0]]
+            made.append(np.asarray(end).astype(np.float32))
+        return np.concatenate(made)
+
+    @contextmanager
+    def restored(self, index: int) -> Iterator[Any]:
+        """Hand out the kernel of the layer called at `index`; it has its old value again afterwards."""
+        variable = kernel_variable(self.program.calls[index].operation)
+        old = np.asarray(variable)
+        try:
+            yield variable
+        finally:
+            variable.assign(old)
+
+    def chunk(self, image: Array, last: int) -> int:
+        """Return how many images keep the live values up to the call `last` within `LIVE_BYTES`; one image tells."""
+        values: Values = {self.program.inputs[0]: image}
+        most = image.nbytes
+        for index in range(last):
+            values = self.advance(values, index, index + 1)
+            most = max(most, sum(np.asarray(value).nbytes for value in values.values()))
+        return max(LIVE_BYTES // max(most, 1), 1)
