@@ -486,9 +486,9 @@ def _finish(walk: Walk, outcome: Outcome, choices: list[tuple[str, str, str]], r
     stages = {"baseline": Ref(network.digest, network.model.key), "factorized": made["rebuild"]}
     if "repaired/rebuild" in made:
         stages["repaired"] = made["repaired/rebuild"]
-    last = list(stages.values())[-1]
-    finished = walk.stage("finish", pipeline.finish_nodes(network, last))
+    finished = walk.stage("finish", pipeline.finish_nodes(network, _nearer(walk, outcome, stages)))
     outcome.exported = finished["export"]
+    _check_counts(walk, outcome)
     if "finetune" in finished:
         stages["finetuned"] = finished["finetune"]
         outcome.history = walk.data(finished["finetune"])["history"]
@@ -503,3 +503,30 @@ def _finish(walk: Walk, outcome: Outcome, choices: list[tuple[str, str, str]], r
     measured = walk.stage("evaluate", nodes)
     for name in stages:
         outcome.measured[name] = {part: walk.data(measured[f"{name}/{part}/evaluate"]) for part in parts}
+
+
+def _nearer(walk: Walk, outcome: Outcome, stages: Mapping[str, Ref]) -> Ref:
+    """Go on from the repaired model, unless on validation images it is further from the original than before."""
+    if "repaired" not in stages:
+        return stages["factorized"]
+    nodes = {
+        name: pipeline.evaluate_node(outcome.network, name, stages[name], "validation", outcome.baseline)
+        for name in ("factorized", "repaired")
+    }
+    measured = walk.stage("evaluate", list(nodes.values()), optional=True)
+    before, after = (walk.data(measured[node.name]).get("kl", 0.0) for node in nodes.values())
+    if after <= before:
+        return stages["repaired"]
+    outcome.notes.append("repair brought the network no nearer to the original; the factors are kept as they were")
+    return stages["factorized"]
+
+
+def _check_counts(walk: Walk, outcome: Outcome) -> None:
+    """Say so if the written file does not have the parameters and MACs that the decision promised."""
+    assert outcome.exported is not None
+    assert outcome.decision is not None
+    counted = walk.data(outcome.exported)
+    for name in ("parameters", "macs"):
+        if counted[name] != outcome.decision[name]:
+            said = f"{counted[name]:,} {name} are in the written file, {outcome.decision[name]:,} were planned"
+            outcome.notes.append(f"{said}; please report this")

@@ -20,6 +20,11 @@ from lrfgraph.network.program import Call, Program, flatten, run
 __all__ = ["curvature"]
 
 
+MOST_ANSWERS = 256
+SOFTNESS = 0.1
+"""Mean probability of all but the first answer that a network's own predictions must have to draw from."""
+
+
 def curvature(
     model: Any,
     layers: Sequence[LayerSpec],
@@ -27,11 +32,13 @@ def curvature(
     output: str,
     seed: int = 0,
     batch: int = 64,
+    softness: float = SOFTNESS,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[Array]:
     """Return H, (groups, outputs, outputs) float64, for every layer: summed over positions, mean over images.
 
-    output : ``probabilities``, ``logits`` or ``values``.
+    output : ``probabilities``, ``logits`` or ``values``.  softness : see `SOFTNESS`; 0 draws from the predictions
+    as they are.
     """
     import tensorflow as tf
 
@@ -43,20 +50,24 @@ def curvature(
 
         def handler(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             last = output == "probabilities" and call.outputs[0] == program.outputs[0]
-            if call.path not in index:
-                return args[0] if last and _is_softmax(call.operation) else call.operation(*args, **kwargs)
+            open_end = last and _is_softmax(call.operation)
+            if call.path not in index and not open_end:
+                return call.operation(*args, **kwargs)
+            if call.path not in index and not hasattr(call.operation, "activation"):
+                return args[0]  # a layer that is a softmax and nothing else
             linear, finish = linear_output(call.operation, args, kwargs)
-            seen(index[call.path], linear)
-            return linear if last and _is_softmax(call.operation) else finish(linear)
+            if call.path in index:
+                seen(index[call.path], linear)
+            return linear if open_end else finish(linear)
 
         return run(program, {program.inputs[0]: x}, handler)[program.outputs[0]]
 
     logits = output == "logits" or (output == "probabilities" and _is_softmax(_last(program).operation))
     kind = "logits" if logits else output
     first = np.asarray(answer(images[:MOST_ANSWERS], lambda number, linear: None))
-    temperature = _temperature(first) if logits and first.shape[-1] > 1 else 1.0
+    temperature = _temperature(first, softness) if logits and first.shape[-1] > 1 else 1.0
 
-    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+    @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
     def gradients(x: Any, draw: Any) -> Any:
         outputs: list[tuple[int, Any]] = []
 
@@ -85,11 +96,6 @@ def curvature(
     return [total / len(images) / _spread(layer) for layer, total in zip(layers, sums, strict=True)]
 
 
-MOST_ANSWERS = 256
-SOFTNESS = 0.1
-"""Mean probability of all but the first answer that a network's own predictions must have to draw from."""
-
-
 def _last(program: Program) -> Call:
     return next(call for call in program.calls if program.outputs[0] in call.outputs)
 
@@ -99,8 +105,8 @@ def _is_softmax(operation: Any) -> bool:
     return bool(name == "softmax")
 
 
-def _temperature(logits: Array) -> float:
-    """Return the temperature, at least 1, at which the answers are as soft as `SOFTNESS`.
+def _temperature(logits: Array, softness: float) -> float:
+    """Return the temperature, at least 1, at which all answers but the first have `softness` of the probability.
 
     A network that is sure of everything it was trained on has next to no curvature at its own predictions, and a
     thousand draws say little about it; at a higher temperature every class is drawn.
@@ -110,23 +116,20 @@ def _temperature(logits: Array) -> float:
         middle = float(np.sqrt(low * high))
         shifted = (logits - logits.max(-1, keepdims=True)) / middle
         soft = 1.0 - float(np.mean(1.0 / np.exp(shifted).sum(-1)))
-        low, high = (low, middle) if soft > SOFTNESS else (middle, high)
-    return high if high > 1.001 else 1.0
+        low, high = (low, middle) if soft > softness else (middle, high)
+    return high if softness > 0 and high > 1.001 else 1.0
 
 
 def linear_output(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
     """Call a layer without its fused activation; return its linear output and what finishes the call."""
     import keras
 
-    activation = operation.activation if hasattr(operation, "activation") else keras.activations.linear
-    if hasattr(operation, "activation"):
-        operation.activation = keras.activations.linear
-    try:
-        linear = operation(*args, **kwargs)
-    finally:
-        if hasattr(operation, "activation"):
-            operation.activation = activation
-    return linear, activation
+    if not hasattr(operation, "activation"):
+        return operation(*args, **kwargs), keras.activations.linear
+    # a twin with the same variables: the layer itself may be running in another thread, and keeps its activation
+    twin = object.__new__(type(operation))
+    vars(twin).update(vars(operation) | {"activation": keras.activations.linear})
+    return twin(*args, **kwargs), operation.activation
 
 
 def _loss(y: Any, draw: Any, output: str) -> Any:

@@ -51,7 +51,7 @@ def record(
     ]
     counts = [0] * len(layers)
 
-    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+    @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
     def inputs_of(batch: Any) -> list[Any]:
         seen: list[Any] = []
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lrfgraph.network.curvature import curvature, linear_output
+from lrfgraph.network.curvature import SOFTNESS, _temperature, curvature, linear_output
 from lrfgraph.network.describing import describe
 from lrfgraph.network.layers import native
 from lrfgraph.network.program import Call, flatten, run
@@ -29,6 +29,38 @@ def net(output: str) -> Any:
     y = k.BatchNormalization(name="norm")(y)
     y = k.Dense(4, name="head", activation="softmax" if output == "probabilities" else None)(k.ReLU()(y))
     return randomize(keras.Model(x, y), 3)
+
+
+def test_a_layers_linear_output_leaves_the_layer_as_it_is() -> None:
+    import keras
+
+    during = []
+
+    class Watched(keras.layers.Dense):  # type: ignore[misc]
+        def call(self, x: Any) -> Any:
+            during.append(layer.activation)
+            return super().call(x)
+
+    layer = Watched(20, activation="relu")
+    x = np.random.default_rng(0).normal(size=(4, 5)).astype("float32")
+    y = np.asarray(layer(x))
+    linear, finish = linear_output(layer, (x,), {})
+    assert during == [keras.activations.relu] * 2  # another thread may be running the layer at this moment
+    assert np.asarray(linear).min() < 0
+    np.testing.assert_array_equal(np.asarray(finish(linear)), y)
+
+
+@pytest.mark.parametrize("output", ["probabilities", "logits", "values"])
+def test_a_layers_curvature_does_not_depend_on_what_else_is_asked_for(output: str) -> None:
+    model = net(output)
+    layers = [layer for layer in describe(model).layers if layer.kind]
+    images = images_of(64)
+    whole = curvature(model, layers, images, output, SEED, softness=0)
+    assert len(layers) == 3
+    for layer, h in zip(layers, whole, strict=True):
+        np.testing.assert_allclose(
+            curvature(model, [layer], images, output, SEED, softness=0)[0], h, rtol=1e-6, atol=1e-9
+        )
 
 
 def images_of(count: int) -> np.ndarray:
@@ -66,7 +98,7 @@ def jacobian(model: Any, path: str, x: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def test_h_equals_explicit_gradients_of_every_image(output: str, path: str) -> None:
     model, x = net(output), images_of(40)
     layer = next(layer for layer in describe(model).layers if layer.name == path)
-    (ours,) = curvature(model, [layer], x, output, SEED, batch=64)
+    (ours,) = curvature(model, [layer], x, output, SEED, batch=64, softness=0)
     logits, slope = jacobian(model, path, x)
     p = softmax(logits.astype(np.float64))
     draw = np.random.default_rng(SEED).random(len(x)).astype(np.float32)
@@ -106,7 +138,7 @@ def test_the_prediction_is_what_a_small_error_does(output: str, path: str) -> No
     described = describe(model)
     index, layer = next((i, layer) for i, layer in enumerate(described.layers) if layer.name == path)
     kernel = described.arrays[f"layers/{index}/kernel"].astype(np.float64)
-    (h,) = curvature(model, [layer], x, output, SEED)
+    (h,) = curvature(model, [layer], x, output, SEED, softness=0)
     (recorded,) = record(model, [layer], x, moment_rows=10**6)
     assert recorded.moments is not None
     original = np.asarray(model(x, training=False), np.float64)
@@ -136,3 +168,15 @@ def test_all_layers_at_once_equal_each_alone_and_calls_add_up() -> None:
         np.testing.assert_allclose(h, alone, rtol=1e-4)
         assert h.shape == (layer.groups, layer.outputs, layer.outputs)
         assert np.linalg.eigvalsh(h).min() >= -1e-6 * np.linalg.eigvalsh(h).max()
+
+
+def test_a_network_that_is_sure_of_itself_is_made_unsure() -> None:
+    rng = np.random.default_rng(0)
+    logits = 40 * np.eye(5)[rng.integers(0, 5, 200)] + rng.normal(size=(200, 5))
+    temperature = _temperature(logits, SOFTNESS)
+    soft = np.exp((logits - logits.max(-1, keepdims=True)) / temperature)
+    soft /= soft.sum(-1, keepdims=True)
+    assert temperature > 5
+    np.testing.assert_allclose(1 - soft.max(-1).mean(), SOFTNESS, rtol=1e-3)
+    assert _temperature(logits / 40, SOFTNESS) == 1.0  # soft enough as it is
+    assert _temperature(logits, 0.0) == 1.0
