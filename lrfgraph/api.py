@@ -18,7 +18,7 @@ from lrfgraph.engine.execute import execute, healing
 from lrfgraph.engine.nodes import Node, Ref, digest
 from lrfgraph.engine.resolve import Resolution, Resolved, resolve
 from lrfgraph.engine.runs import LiveRun, start_run
-from lrfgraph.engine.store import Store
+from lrfgraph.engine.store import CorruptEntry, Store
 from lrfgraph.engine.workers import Workers, workers_for
 from lrfgraph.errors import ConfigurationError, DataError, ModelError
 from lrfgraph.methods import METHODS
@@ -138,6 +138,10 @@ class Walk:
             self.damaged.setdefault(event.node, event.message)
         if self.on_event:
             self.on_event(event)
+
+    def discard(self, error: CorruptEntry) -> None:
+        self.store.discard(error.key)
+        self._note(Event("discarded", error.key, error.key.partition("/")[0], message=error.why))
 
     def data(self, ref: Ref) -> dict[str, Any]:
         """Return what a result says; raises Unplanned on a dry walk that comes to one not made yet."""
@@ -264,6 +268,8 @@ def _walk(walk: Walk, model: Path, base: Path, on_baseline: Callable[[Outcome], 
         _finish(walk, outcome, choices, refs)
     except Stopped:
         outcome.stopped = True
+    if not walk.dry:
+        _read_ahead(walk, outcome)
     if walk.recipe.run.until and not outcome.stopped:
         outcome.notes.append(f"nothing of kind {walk.recipe.run.until} was asked for; the run went to its end")
     return outcome
@@ -293,6 +299,23 @@ def _image_shape(walk: Walk, outcome: Outcome, base: Path) -> list[int]:
     size = list(options.image_size or assumed[:2])
     outcome.notes.append(f"the model takes images of any size; sizes and MACs are those of {'x'.join(map(str, size))}")
     return [*size, *assumed[2:]]
+
+
+def _read_ahead(walk: Walk, outcome: Outcome) -> None:
+    """Read what the report is going to read: here, damage is still healed."""
+    lost: CorruptEntry | None = None
+    for ref in outcome.scores.values():
+        try:
+            walk.data(ref)
+        except CorruptEntry as error:  # all at once: each return to the beginning takes a walk
+            walk.discard(error)
+            lost = error
+    if lost is not None:
+        raise lost
+    if outcome.exported is not None:
+        entry = walk.store.open(outcome.exported)
+        for name in ("compressed.keras", "compressed.h5"):
+            entry.file(name)
 
 
 def _stop_after(walk: Walk, kind: str) -> None:

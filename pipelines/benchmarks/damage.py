@@ -248,13 +248,15 @@ def interruptions(given: argparse.Namespace) -> dict[str, Any]:
         "repairing": "progress repair",
         "fine-tuning": "progress finetune",
     }.items():
-        log.unlink(missing_ok=True)
-        process = start(arguments, log, preexec_fn=heed)
-        while process.poll() is None and sign not in (log.read_text() if log.exists() else ""):
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0.0, 0.5) if sign else 1.5)
-        if process.poll() is not None:
-            raise SystemExit(f"{name}: the run had ended before Ctrl-C: {process.communicate()[1]}")
+        process, delay = None, 0.5
+        while process is None or process.poll() is not None:  # from nothing, where the run ended too early
+            shutil.rmtree(cache, ignore_errors=True)
+            log.unlink(missing_ok=True)
+            process = start(arguments, log, preexec_fn=heed)
+            while process.poll() is None and sign not in (log.read_text() if log.exists() else ""):
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0.0, delay) if sign else 1.5)
+            delay /= 2
         asked = time.monotonic()
         process.send_signal(signal.SIGINT)
         try:

@@ -104,6 +104,7 @@ def kills(given: argparse.Namespace) -> dict[str, Any]:
     rng, cache, log = random.Random(given.seed), given.work / "killed", given.work / "killed.log"
     whole, deadline = numbers(given.work / "whole"), time.monotonic() + 60 * given.minutes
     said = summary(given.work / "whole-out")
+    longest = 3.0
     done: Counter[str] = Counter()
     during: Counter[str] = Counter()
     differ: list[str] = []
@@ -111,8 +112,9 @@ def kills(given: argparse.Namespace) -> dict[str, Any]:
         before, saved = entries(cache), checkpoint(cache)
         log.unlink(missing_ok=True)
         process = start(arguments(cache), log)
-        killed = kill(process, log, rng.uniform(0.0, 4.0))
+        killed = kill(process, log, rng.uniform(0.0, longest))
         made = computed(log)
+        longest = 3.0 if entries(cache) - before else 1.5 * longest  # so that in the end something is finished
         done["again"] += len([key for key in made if key in before])
         first = trained_from(log)
         if saved and first is not None:
