@@ -28,6 +28,7 @@ ROOMS = (
     "steps",
     "pipeline",
     "search",
+    "walk",
     "api",
     "report",
     "cli",

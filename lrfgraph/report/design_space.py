@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lrfgraph.api import Outcome
+from lrfgraph.walk import Outcome
 from lrfgraph.errors import OutputError
 from lrfgraph.network.pieces import layer_cost
 from lrfgraph.similarity import METRICS

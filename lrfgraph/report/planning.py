@@ -13,6 +13,7 @@ from lrfgraph.engine.plan import PlannedNode
 from lrfgraph.engine.plan import plan as explain
 from lrfgraph.recipe import Recipe
 from lrfgraph.report import tables
+from lrfgraph.walk import Walk
 
 __all__ = ["plan_and_report"]
 
@@ -54,7 +55,7 @@ def _price(rows: list[dict[str, Any]]) -> str:
     return said + (f"; never timed here: {', '.join(untimed)}" if untimed else "")
 
 
-def _kind(kind: str, walk: api.Walk, missing: list[PlannedNode]) -> dict[str, Any]:
+def _kind(kind: str, walk: Walk, missing: list[PlannedNode]) -> dict[str, Any]:
     known = [node for node in missing if node.seconds is not None]
     return {
         "kind": kind,
