@@ -56,7 +56,7 @@ def test_measured_configurations_are_rows_and_news_are_drawn(outcome: Outcome, t
     assert write_design_space(found, tmp_path) == ""
     rows = read(tmp_path / "configurations.csv")
     assert tuple(rows[0]) == CONFIGURATION_COLUMNS
-    assert [(row["name"], row["accuracy_validation"]) for row in rows] == [("baseline", "0.95"), ("point 3", "0.9")]
+    assert [(row["name"], row["accuracy_validation"]) for row in rows] == [("baseline", "0.95"), ("point 0", "0.9")]
     assert float(rows[1]["parameters_share"]) == pytest.approx(0.5, abs=0.01)
     assert rows[1]["accuracy_test"] == ""
     picture = tmp_path / "design_space.png"
