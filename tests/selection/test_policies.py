@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lrfgraph.errors import ConfigurationError
@@ -133,6 +133,7 @@ def test_both_budgets_are_met_at_once(seed: int, params: float, macs: float) -> 
 
 @settings(max_examples=60, deadline=None)
 @given(seed=SEEDS, share=st.floats(0.1, 1.0))
+@example(seed=0, share=1.0 - 2.0**-53)
 def test_the_optimum_lies_within_the_reported_gap(seed: int, share: float) -> None:
     made = problem(seed)
     every = product(*[(None, *layer.candidates) for layer in made.layers])
