@@ -64,7 +64,7 @@ def test_measured_configurations_are_rows_and_news_are_drawn(outcome: Outcome, t
     picture.write_bytes(b"kept")
     write_design_space(found, tmp_path)
     assert picture.read_bytes() == b"kept"
-    write_design_space(replace(found, points=()), tmp_path)
+    write_design_space(replace(found, points=(), stopped=False), tmp_path)
     assert picture.read_bytes() != b"kept"
 
 
