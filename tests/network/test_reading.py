@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -90,15 +89,13 @@ def test_the_digest_is_of_the_content(form: str, tmp_path: Path) -> None:
     assert outputs_of(loaded, x)[0].shape == (3, 3)
 
 
-def test_the_digest_is_quick_and_imports_no_keras(small: tuple[Any, Path, Path]) -> None:
+def test_the_digest_imports_no_keras(small: tuple[Any, Path, Path]) -> None:
     code = (
-        "import sys, time; from lrfgraph.network.reading import model_digest; import h5py\n"
-        "t = time.perf_counter(); [model_digest(p) for p in sys.argv[1:]]\n"
-        "assert not {'keras', 'tensorflow'} & set(sys.modules); print(time.perf_counter() - t)"
+        "import sys; from lrfgraph.network.reading import model_digest; [model_digest(p) for p in sys.argv[1:]]\n"
+        "assert not {'keras', 'tensorflow'} & set(sys.modules)"
     )
     command = [sys.executable, "-c", code, *map(str, small[1:])]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=FUZZ.parents[2])
-    assert float(done.stdout) < 0.5
+    subprocess.run(command, check=True, cwd=FUZZ.parents[2])
 
 
 def test_no_such_file(tmp_path: Path) -> None:
@@ -246,7 +243,6 @@ def test_sizes_that_the_file_does_not_hold(key: str, value: int, small: tuple[An
     def change(config: Any) -> None:
         config["config"]["layers"][-1]["config"][key] = value
 
-    started = time.monotonic()
     refused(edit(small[2], tmp_path / "m.keras", change))
     path = tmp_path / "m.h5"
     path.write_bytes(small[1].read_bytes())
@@ -255,7 +251,6 @@ def test_sizes_that_the_file_does_not_hold(key: str, value: int, small: tuple[An
         change(config)
         file.attrs["model_config"] = json.dumps(config)
     refused(path)
-    assert time.monotonic() - started < 5
     assert load_model(small[1]).count_params() == small[0].count_params()
 
 
