@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
 from typing import Any, cast
 
-from lrfgraph.engine.nodes import Node, Ref
+from lrfgraph.engine.nodes import Node, Ref, digest
 from lrfgraph.methods import METHODS
 from lrfgraph.network.layers import LayerSpec
 from lrfgraph.network.pieces import layer_cost
@@ -328,7 +328,9 @@ def rebuild_nodes(
     inputs: dict[str, str | Ref] = {"model": model}
     for index, (own, prepared) in enumerate(factors):
         inputs |= {f"{index}/factors": own, f"{index}/prepared": prepared}
-    nodes = [Node("rebuild", "rebuild", {"choices": written}, inputs)]
+    # Digests do not know what layers are called, the rebuilt model must: the layers it keeps keep their names.
+    made = {"choices": written, "names": digest([layer.name for layer in network.layers])}
+    nodes = [Node("rebuild", "rebuild", made, inputs)]
     if not repairs(network) or not choices:
         return nodes
     options = asdict(network.recipe.repair)
@@ -346,7 +348,7 @@ def rebuild_nodes(
     if final_only:
         nodes = nodes[1:]
     repaired: dict[str, str | Ref] = {f"{i}/repair": name for i, name in enumerate(names)}
-    nodes.append(Node("repaired/rebuild", "rebuild", {"choices": written}, {"model": model, **repaired}))
+    nodes.append(Node("repaired/rebuild", "rebuild", made, {"model": model, **repaired}))
     return nodes
 
 
