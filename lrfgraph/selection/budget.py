@@ -47,7 +47,7 @@ def solve(problem: Problem, params: float | None, macs: float | None) -> Decisio
     table = [_undominated(layer) for layer in problem.layers]
     fixed = np.array([problem.parameters, problem.macs], float) - sum((o.costs[0] for o in table), np.zeros(2))
     limit = np.array([np.inf if share is None else share for share in (params, macs)])
-    # Costs are whole numbers: without the floor, a share short by a rounding error has a bound above its optimum.
+    # Costs are whole numbers, so the budget is one, too (a share may be short of it by a rounding error).
     room = np.floor(limit * np.array([problem.parameters, problem.macs]) + 1e-6) - fixed
     least = sum((o.costs.min(axis=0) for o in table), np.zeros(2))
     for axis, name in enumerate(("parameters", "MACs")):
