@@ -96,6 +96,8 @@ def full_rank(outcome: Any) -> dict[str, float]:
     model, rng = fresh_network_of(entry), np.random.default_rng(0)
     if getattr(getattr(model.layers[-1], "activation", None), "__name__", "") == "softmax":
         model.layers[-1].activation = keras.activations.linear
+    elif isinstance(model.layers[-1], keras.layers.Softmax):
+        model = keras.Model(model.inputs, model.layers[-1].input)
     x = keras.tree.map_structure(
         lambda t: rng.normal(size=(IMAGES, *(n or 32 for n in t.shape[1:]))).astype("float32"), input_structure(model)
     )
