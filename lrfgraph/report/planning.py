@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,9 @@ from lrfgraph.report import tables
 from lrfgraph.walk import Walk
 
 __all__ = ["plan_and_report"]
+
+LONGEST = 100
+"""Characters of a reason that the table shows; ``--json`` has all of it, for every node."""
 
 FOLLOWS = (
     "what comes after that depends on results that are not there yet; run with --until KIND, and plan again, for more"
@@ -69,7 +73,8 @@ def _kind(kind: str, walk: Walk, missing: list[PlannedNode]) -> dict[str, Any]:
 
 def _cells(row: dict[str, Any]) -> list[str]:
     reasons = list(row["why"].items())
-    said = "; ".join(f"{why} ({count})" if row["run"] > 1 else why for why, count in reasons[:2])
+    told = [(textwrap.shorten(why, LONGEST, placeholder=" …"), count) for why, count in reasons[:2]]
+    said = "; ".join(f"{why} ({count})" if row["run"] > 1 else why for why, count in told)
     more = sum(count for _, count in reasons[2:])
     return [
         row["kind"],
