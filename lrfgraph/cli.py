@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect as inspection
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -327,21 +329,22 @@ def _from_here(value: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit; a user's mistake is one line on standard error and exit code 2."""
+    program = arguments is None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     try:
         code = app(args=arguments, prog_name="lrfgraph", standalone_mode=False)
+        if code == 130:  # typer's answer to Ctrl-C
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except LrfError as error:
         if debug:
             raise
-        _say(str(error))
-        sys.exit(error.exit_code)
+        _leave(error.exit_code, str(error), program)
     except typer.Exit as error:
         sys.exit(error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        _say("interrupted; what was finished is kept in the cache, the same command goes on from there")
-        sys.exit(130)
+        _leave(130, INTERRUPTED, program)
     except BrokenPipeError:  # whoever read the output has seen enough
         sys.stderr.close()
         sys.exit(0)
@@ -350,6 +353,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         _say(error.format_message() or "give a command; lrfgraph --help lists them")
         sys.exit(2)
+
+
+INTERRUPTED = "interrupted; what was finished is kept in the cache, the same command goes on from there"
+
+
+def _leave(code: int, message: str, program: bool) -> None:
+    """Say why and exit; a `program` at once after Ctrl-C: Python would wait for threads busy inside TensorFlow."""
+    if code != 130 or not program:
+        _say(message)
+        sys.exit(code)
+    from lrfgraph.network.starting import release_stderr
+
+    release_stderr()
+    with suppress(OSError):
+        _say(message)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def _say(message: str) -> None:

@@ -1,12 +1,18 @@
-"""A damaged cache through the command line: the same numbers, and every damage said once."""
+"""A damaged cache and Ctrl-C through the command line: the same numbers, and one line that says what to do."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
-from conftest import Call, Finished
+import pytest
+from conftest import DATA, Call, Finished
 
 
 def test_damaged_entries_are_computed_again_and_named_once(finished: Finished, call: Call, tmp_path: Path) -> None:
@@ -25,3 +31,39 @@ def test_damaged_entries_are_computed_again_and_named_once(finished: Finished, c
     assert said.out.count("computed again") == 6
     before = json.loads((finished.out / "summary.json").read_text())
     assert all(summary[name] == before[name] for name in ("layers", "final", "factorized"))
+
+
+HEEDING = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where tests run in the background
+runpy.run_module("lrfgraph", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("step", ["describe", "finetune"])
+def test_ctrl_c_ends_the_program_in_one_line(step: str, tmp_path: Path) -> None:
+    """TensorFlow holds back standard error while it starts, and its threads cannot be stopped while it trains."""
+    arguments = [str(DATA / "tiny_cnn.keras"), "--data", str(DATA / "tiny_digits.npz"), "--scale", "1/255"]
+    arguments += ["--policy", "threshold", "--epochs", "5000", "--methods", "svd", "--cache", str(tmp_path / "cache")]
+    arguments += ["--set", "repair.enabled=false", "--set", "explore.ranks=1", "--set", "explore.weighting=plain"]
+    arguments += ["--set", "data.calibration=60", "--set", "data.validation=60"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", HEEDING, "run", *arguments, "--out", str(tmp_path / "out")],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "cache" / "v1" / "leases").glob(f"{step}-*")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.3)
+    asked = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=30)[1]
+    assert time.monotonic() - asked < 5.0  # two seconds on a machine that does nothing else
+    assert process.returncode == 130
+    assert error.count("\n") == 1
+    assert "the same command goes on from there" in error

@@ -21,7 +21,7 @@ from lrfgraph.engine.tasks import Local, Outcome, Work, compute
 
 __all__ = ["Cluster", "Graph", "Job", "Threads", "Workers", "one_blas_thread", "workers_for"]
 
-PATIENCE = 1.0
+PATIENCE = 0.5
 GLANCE = 0.1
 BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 

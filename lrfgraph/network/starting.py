@@ -11,13 +11,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["start_keras"]
+__all__ = ["release_stderr", "start_keras"]
 
 CHATTER = re.compile(
     rb"^([IWE]\d{4} |\d{4}-\d\d-\d\d .*: [IWE] |WARNING: All log messages before absl|To enable the following)"
 )
 
 _guard = threading.Lock()
+_real: list[int] = []
 
 
 def start_keras() -> None:
@@ -33,6 +34,12 @@ def start_keras() -> None:
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
+def release_stderr() -> None:
+    """Give standard error back at once, though TensorFlow may still be starting in another thread."""
+    for kept in _real:
+        os.dup2(kept, 2)
+
+
 @contextmanager
 def _held_back() -> Iterator[None]:
     # The C++ side writes to the file descriptor, so replacing sys.stderr would not do.
@@ -43,12 +50,14 @@ def _held_back() -> Iterator[None]:
         yield
         return
     with tempfile.TemporaryFile() as written:
+        _real.append(kept)
         os.dup2(written.fileno(), 2)
         try:
             yield
         finally:
             sys.stderr.flush()
             os.dup2(kept, 2)
+            _real.remove(kept)
             os.close(kept)
             written.seek(0)
             for line in written:

@@ -2,7 +2,7 @@
 
     python pipelines/benchmarks/damage.py --work FOLDER --out damage.json [--corruptions 1000]
 
-The tiny network of the tests; Ctrl-C on the demonstration's. Exit status 1 if anything is not as promised.
+The tiny network of the tests. Exit status 1 if anything is not as promised.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from networks import write
-from processes import DEMO, ROOT, settings, start
+from processes import ROOT, settings, start
 
 TINY = ROOT / "tests" / "data"
 MODEL = TINY / "tiny_cnn.keras"
@@ -237,15 +237,15 @@ def interruptions(given: argparse.Namespace) -> dict[str, Any]:
     """Ctrl-C at several stages: seconds until the process has ended, exit code, and what it says."""
     rng, found = random.Random(0), {}
     cache, log = given.work / "interrupted", given.work / "interrupted.log"
-    options = settings(explore__ranks=5, data__validation=500, finetune__epochs=2, repair__images=1024)
-    arguments = ["run", *DEMO, *options, "--cache", str(cache), "--out", str(given.work / "interrupted-out")]
+    long = settings(finetune__epochs=150, repair__rounds=5, repair__steps=300)
+    arguments = command(cache, given.work / "interrupted-out", *long)
     for name, sign in {
         "starting": "",
         "describing": "commit describe",
         "recording": "commit data",
         "exploring": "commit decompose",
         "scoring": "commit score",
-        "repairing": "progress repair",
+        "repairing": "started repair",
         "fine-tuning": "progress finetune",
     }.items():
         process, delay = None, 0.5
@@ -267,6 +267,7 @@ def interruptions(given: argparse.Namespace) -> dict[str, Any]:
         seconds = time.monotonic() - asked
         said = {"seconds": round(seconds, 2), "code": process.returncode, "error": error}
         one = len(error.splitlines()) == 1 and "same command goes on" in error
+        print(name, said, flush=True)
         found[name] = {**said, "ok": seconds <= PROMISED_SECONDS and process.returncode == 130 and one}
     process = start(arguments, log)
     error = process.communicate()[1]

@@ -225,6 +225,7 @@ except StoreError as error:
 
 
 INTERRUPTED = """
+import signal
 import sys
 from toys import STEPS
 from lrfgraph.engine.execute import execute
@@ -233,6 +234,7 @@ from lrfgraph.engine.store import Store
 from lrfgraph.errors import Interrupted
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where tests run in the background
     store, workers = Store(sys.argv[1]), int(sys.argv[2]) or None
     execute([Node("s", "source", {"seed": 1})], STEPS, store)
     nodes = [Node("s", "source", {"seed": 1})]
