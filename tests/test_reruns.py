@@ -254,7 +254,7 @@ GOLDEN: dict[str, str] = {
     "finetune": "33bd2b3a70934f9e876f4105c2aca2decfa64655",
     "noise": "1bbba73c817e95cf927148a7184b19f7e4942cff",
     "probe": "094e4413820279b3eea67d9c8e1d0dcad495ce7c",
-    "ranks": "268f43e0c80b35ee139fb889b0d1c07ff15d0bb5",
+    "ranks": "2e4e8f3c3cf6e9ef46f9aa660f72c15c409ab000",
     "rebuild": "030ec48e4052c340645ef733ad58ebc258c50bcf",
     "record": "00c3dd48cc37b83a699018d912d53b83766dd03b",
     "repair": "814658884336da7fa12a03531a27273a0695e33b",

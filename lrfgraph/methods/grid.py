@@ -25,13 +25,21 @@ def single_ranks(method: Method, layer: LayerSpec, highest: int, shares: Sequenc
     return worthwhile(method, layer, ((rank,) for rank in bought if rank))
 
 
+WORST_TRADE = 8.0
+"""Largest product of the shares of parameters and MACs: 99 % of the one for 82 times the other is no compression."""
+
+
 def worthwhile(method: Method, layer: LayerSpec, ranks: Iterable[Rank]) -> list[Rank]:
-    """Drop repeats, and ranks with no fewer parameters and no fewer MACs than the layer itself."""
+    """Drop repeats, and ranks with no fewer parameters and no fewer MACs than the layer itself.
+
+    Also those that pay for a little of the one with many times the other (`WORST_TRADE`).
+    """
     whole = layer_cost(layer)
 
     def pays(rank: Rank) -> bool:
         chain = cost(layer, method.pieces(layer, rank))
-        return chain.parameters < whole.parameters or chain.macs < whole.macs
+        trade = chain.parameters / whole.parameters * chain.macs / max(whole.macs, 1)
+        return (chain.parameters < whole.parameters or chain.macs < whole.macs) and trade <= WORST_TRADE
 
     return [rank for rank in dict.fromkeys(ranks) if pays(rank)]
 

@@ -19,7 +19,7 @@ STEPS: dict[str, Step] = {
         Step("record", 1, passes.record, passes.record_together),
         Step("curvature", 3, passes.curvature, passes.curvature_together),
         Step("decompose", 1, candidates.decompose),
-        Step("ranks", 1, candidates.ranks, decides=True),
+        Step("ranks", 2, candidates.ranks, decides=True),
         Step("noise", 1, candidates.noise),
         Step("factorize", 1, candidates.factorize),
         Step("score", 1, candidates.score),
