@@ -361,9 +361,6 @@ class SelectOptions(_Section):
     probes: int = _option(
         0, INTEGER, "Candidates of each layer whose effect on the network's output is measured", low=0, high=100
     )
-    refine: int = _option(
-        0, INTEGER, "Exchanges between layers that are tried, each judged after repair", low=0, high=1000
-    )
 
 
 @dataclass(frozen=True)
