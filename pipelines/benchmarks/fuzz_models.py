@@ -101,6 +101,8 @@ def change_config(config: Any, rng: random.Random) -> Any:
             keys = list(value) if isinstance(value, dict) else range(len(value))
             places += [(value, key) for key in keys]
             waiting += [value[key] for key in keys if isinstance(value[key], dict | list)]
+        if not places:  # the change before this one removed everything
+            break
         holder, key = rng.choice(places)
         choice = rng.random()
         if choice < 0.15:
