@@ -310,12 +310,16 @@ def _given(outcome: Outcome, base: Path) -> list[tuple[str, str, str]] | None:
 
 
 def _check_rank(path: str, layer: LayerSpec, method: str, rank: str) -> None:
-    full = METHODS[method].full_rank(layer)
-    parsed = parse_rank(rank)
-    if full is not None and (len(parsed) != len(full) or any(r > most for r, most in zip(parsed, full, strict=True))):
-        raise ConfigurationError(
-            f"configuration {path}: {layer.name}: {method} has no rank {rank}, its largest is {write_rank(full)}"
-        )
+    full, parsed = METHODS[method].full_rank(layer), parse_rank(rank)
+    try:
+        METHODS[method].pieces(layer, parsed)
+        # some methods have chains of several lengths; only like is compared with like
+        fits = full is None or len(full) != len(parsed) or all(r <= most for r, most in zip(parsed, full, strict=True))
+    except (ValueError, IndexError, KeyError):
+        fits = False
+    if not fits:
+        most = f", its largest is {write_rank(full)}" if full else ""
+        raise ConfigurationError(f"configuration {path}: {layer.name}: {method} has no rank {rank}{most}")
 
 
 def _choose(walk: Walk, outcome: Outcome, refs: dict[str, Ref], given: bool) -> list[tuple[str, str, str]]:
