@@ -232,9 +232,7 @@ def _images(walk: Walk, outcome: Outcome, base: Path) -> Network:
 
 def _calibration(network: Network) -> int:
     """As many images as asked, or four times the widest dense layer: that one has a single row an image."""
-    wide = [
-        layer.width for _, layer in network.factorizable() if layer.kind == "dense" and len(layer.input_shapes[0]) == 1
-    ]
+    wide = [layer.width for layer in network.layers if layer.kind == "dense" and len(layer.input_shapes[0]) == 1]
     asked = network.recipe.data.calibration
     return max(asked, min(4 * max(wide, default=0), MOST_CALIBRATION))
 
@@ -305,6 +303,12 @@ def _given(outcome: Outcome, base: Path) -> list[tuple[str, str, str]] | None:
         reason = METHODS[method].reason(layers[name]) if layers[name].kind else layers[name].kept or "has no kernel"
         if reason:
             raise ConfigurationError(f"configuration {path}: {name}: {method} does not apply ({reason})")
+        if pipeline.kept_reason(layers[name], network.recipe) or method not in pipeline.methods_of(
+            layers[name], network.recipe
+        ):
+            raise ConfigurationError(
+                f"configuration {path}: {name}: {method} is excluded by explore.methods or explore.skip; leave them out"
+            )
         _check_rank(path, layers[name], method, rank)
     return choices
 

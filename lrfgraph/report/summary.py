@@ -135,6 +135,9 @@ def write(outcome: Outcome, folder: Path, said: Mapping[str, Any]) -> None:
             partial = folder / f".{name}.partial"
             partial.write_text(text, encoding="utf-8")
             os.replace(partial, folder / name)
+        stale = () if outcome.exported else ("compressed.keras", "compressed.h5")
+        for name in stale:  # of an earlier run: the summary beside them would speak of another model
+            (folder / name).unlink(missing_ok=True)
         if outcome.exported:
             entry = outcome.walk.store.open(outcome.exported)
             for name in ("compressed.keras", "compressed.h5"):
