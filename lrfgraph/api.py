@@ -16,7 +16,7 @@ from lrfgraph.engine.nodes import Ref, digest
 from lrfgraph.engine.runs import start_run
 from lrfgraph.engine.store import CorruptEntry, Store
 from lrfgraph.engine.workers import workers_for
-from lrfgraph.errors import ConfigurationError, DataError, ModelError
+from lrfgraph.errors import ConfigurationError, DataError, ModelError, StoreError
 from lrfgraph.methods import METHODS
 from lrfgraph.methods.base import parse_rank, write_rank
 from lrfgraph.network.layers import LayerSpec
@@ -58,6 +58,10 @@ def compress(
     workers = workers_for(options.threads, options.workers, options.scheduler)
     try:
         identity = _identity(Path(model), store)
+        try:
+            store.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cache {store.root} cannot be written ({error.strerror}); use --cache DIR") from None
         with start_run(store, run_name(model, identity, recipe)) as live:
             walk = Walk(recipe, store, identity, on_event, workers=workers, live=live)
             return healing(store, lambda: _walk(walk, Path(model), Path(base), on_baseline), walk.note)
