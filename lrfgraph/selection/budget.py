@@ -1,8 +1,7 @@
 """Policy `budget`: the least predicted distortion of the whole network within a budget (METHODS §5.3).
 
-A multiple-choice knapsack: one candidate, or the layer itself, per layer. Lagrange multipliers (one for
-parameters, one for MACs) give a bound and a feasible start, greedy exchanges fill what is left; the gap between
-the two is reported.
+A multiple-choice knapsack: one candidate, or the layer itself, per layer, solved to the optimum. Where a network has
+few layers, prices (Lagrange multipliers) leave a third of the objective on the table.
 """
 
 from __future__ import annotations
@@ -16,7 +15,13 @@ from numpy.typing import NDArray
 from lrfgraph.errors import ConfigurationError
 from lrfgraph.selection.base import Choice, Decision, LayerChoices, Problem, need
 
-__all__ = ["budget", "front", "solve"]
+__all__ = ["budget", "solve"]
+
+GAP = 1e-4
+"""Share of the objective that may be left."""
+
+NODES = 100_000
+"""Branches that are looked at, at most; what is then left is in the reported gap."""
 
 Array = NDArray[np.float64]
 
@@ -57,25 +62,10 @@ def solve(problem: Problem, params: float | None, macs: float | None) -> Decisio
                 f"no configuration keeps only {limit[axis]:.1%} of the {name}: received {limit[axis]:g}, "
                 f"the smallest reachable is {share:.3g}; ask for more, or allow more methods and ranks"
             )
-    picks, bound = _lagrange(table, room)
-    picks = _fill(table, picks, room)
-    value = _value(table, picks)
+    picks, bound = _optimum(table, room)
+    value = float(sum(o.loss[k] for o, k in zip(table, picks, strict=True)))
     choices = tuple(_choice(o, int(k)) for o, k in zip(table, picks, strict=True))
     return Decision(choices, {"objective": value, "bound": bound, "gap": max(value - bound, 0.0)})
-
-
-def front(problem: Problem, points: int, by: str = "parameters") -> list[Decision]:
-    """Return decisions at `points` budgets, evenly spaced in the logarithm from the smallest reachable to all."""
-    table = [_undominated(layer) for layer in problem.layers]
-    axis = ("parameters", "macs").index(by)
-    whole = (problem.parameters, problem.macs)[axis]
-    least = whole + sum(float(o.costs[:, axis].min() - o.costs[0, axis]) for o in table)
-    shares = np.geomspace(max(least / whole * 1.0001, 1e-6), 0.95, points)
-    limits: dict[str, float] = {}
-    return [
-        solve(problem, **({"params": s, "macs": None} if axis == 0 else {"params": None, "macs": s}), **limits)
-        for s in shares
-    ]
 
 
 def _undominated(layer: LayerChoices) -> _Options:
@@ -94,74 +84,37 @@ def _undominated(layer: LayerChoices) -> _Options:
     return _Options(slim, costs[alive], loss[alive])
 
 
-def _lagrange(table: list[_Options], room: Array) -> tuple[NDArray[np.intp], float]:
-    """Best feasible picks and best bound over the multipliers: bisection, for two budgets on a grid of ratios."""
-    active = np.isfinite(room)
-    if not active.any():
-        return np.zeros(len(table), dtype=np.intp), 0.0
-    scale = np.array([max(sum(o.costs[0, a] for o in table), 1.0) for a in (0, 1)])
-    mixes = [np.array([1.0, 0.0]), np.array([0.0, 1.0])]
-    directions = [m for m, a in zip(mixes, active, strict=True) if a]
-    if active.all():
-        directions += [np.array([w, 1 - w]) for w in np.linspace(0.1, 0.9, 9)]
-    best, best_value, bound = None, np.inf, 0.0
-    for direction in directions:
-        low, high = 0.0, 1.0
-        while not _feasible(table, picks := _pick(table, high * direction / scale), room) and high < 1e18:
-            high *= 4
-        for _ in range(60):
-            middle = 0.5 * (low + high)
-            picks = _pick(table, middle * direction / scale)
-            ok = _feasible(table, picks, room)
-            low, high = (low, middle) if ok else (middle, high)
-            price = middle * direction / scale
-            finite = np.where(active, room, 0.0)
-            dual = sum(float((o.loss + o.costs @ price).min()) for o in table) - float(price @ finite)
-            bound = max(bound, dual)
-            if ok and (value := _value(table, picks)) < best_value:
-                best, best_value = picks, value
-        picks = _pick(table, high * direction / scale)
-        if _feasible(table, picks, room) and (value := _value(table, picks)) < best_value:
-            best, best_value = picks, value
-    if best is None:  # both budgets bind and no price meets both: the cheapest of all, layer by layer
-        best = np.array([int(np.argmin((o.costs / scale).max(axis=1))) for o in table])
-        if not _feasible(table, best, room):
-            raise ConfigurationError("no configuration meets both budgets at once; relax --params or --macs")
-    return best, bound
+def _optimum(table: list[_Options], room: Array) -> tuple[NDArray[np.intp], float]:
+    """Return one pick a layer and a lower bound of what any picks lose, by branch and bound (HiGHS)."""
+    from scipy.optimize import Bounds, LinearConstraint, milp
 
-
-def _pick(table: list[_Options], price: Array) -> NDArray[np.intp]:
-    return np.array([int(np.argmin(o.loss + o.costs @ price)) for o in table], dtype=np.intp)
-
-
-def _spent(table: list[_Options], picks: NDArray[np.intp]) -> Array:
-    return np.asarray(sum((o.costs[k] for o, k in zip(table, picks, strict=True)), np.zeros(2)))
-
-
-def _feasible(table: list[_Options], picks: NDArray[np.intp], room: Array) -> bool:
-    return bool(np.all(_spent(table, picks) <= room + 1e-9))
-
-
-def _value(table: list[_Options], picks: NDArray[np.intp]) -> float:
-    return float(sum(o.loss[k] for o, k in zip(table, picks, strict=True)))
-
-
-def _fill(table: list[_Options], picks: NDArray[np.intp], room: Array) -> NDArray[np.intp]:
-    """Spend what is left: the single exchange that lowers the loss most, until none fits."""
-    picks = picks.copy()
+    layers = np.repeat(np.arange(len(table)), [len(options.loss) for options in table])
+    one_each = LinearConstraint((layers == np.arange(len(table))[:, None]).astype(float), 1, 1)
+    loss = np.concatenate([options.loss for options in table])
+    costs = np.concatenate([options.costs for options in table])
+    axes = np.flatnonzero(np.isfinite(room))
+    scale = np.maximum(np.abs(room[axes]), 1.0)
+    unit = max(float(loss.max()), 1e-300)
+    bound, asked = 0.0, room[axes]
     while True:
-        left = room - _spent(table, picks)
-        best: tuple[float, int, int] | None = None
-        for index, options in enumerate(table):
-            gain = options.loss[picks[index]] - options.loss
-            fits = np.all(options.costs - options.costs[picks[index]] <= left + 1e-9, axis=1) & (gain > 0)
-            if fits.any():
-                k = int(np.argmax(np.where(fits, gain, -np.inf)))
-                if best is None or gain[k] > best[0]:
-                    best = (float(gain[k]), index, k)
-        if best is None:
-            return picks
-        picks[best[1]] = best[2]
+        within = LinearConstraint(costs[:, axes].T / scale[:, None], -np.inf, asked / scale)
+        found = milp(
+            loss / unit,
+            integrality=np.ones(len(loss)),
+            bounds=Bounds(0, 1),
+            constraints=[one_each, within] if axes.size else [one_each],
+            # its presolve saves nothing here, and now and then writes to the standard output
+            options={"mip_rel_gap": GAP, "node_limit": NODES, "presolve": False},
+        )
+        if found.x is None:
+            raise ConfigurationError("no configuration meets both budgets at once; relax --params or --macs")
+        bound = bound or max(float(found.mip_dual_bound) * unit, 0.0)
+        chosen = [int(np.argmax(np.where(layers == index, found.x, -1.0))) for index in range(len(table))]
+        over = costs[chosen].sum(axis=0)[axes] - room[axes]
+        if not (over > 0).any():
+            first = np.flatnonzero(np.diff(layers, prepend=-1))
+            return np.asarray(chosen - first, dtype=np.intp), bound
+        asked = asked - np.maximum(over, 0.0)  # the solver takes a millionth of the budget for nothing
 
 
 def _choice(options: _Options, pick: int) -> Choice:

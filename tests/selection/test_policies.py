@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lrfgraph.errors import ConfigurationError
 from lrfgraph.selection import POLICIES, Candidate, Choice, Decision, LayerChoices, Problem, totals
-from lrfgraph.selection.budget import front, loss_of, solve
+from lrfgraph.selection.budget import loss_of, solve
 from lrfgraph.selection.evbmf import noise_rank
 from tests.selection.problems import options, problem, smallest_share
 
@@ -147,6 +147,7 @@ def test_the_optimum_lies_within_the_reported_gap(seed: int, share: float) -> No
     assert losses(made, decision.choices) == pytest.approx(decision.notes["objective"])
     assert decision.notes["bound"] <= best + 1e-9 <= decision.notes["objective"] + 2e-9
     assert decision.notes["objective"] - best <= decision.notes["gap"] + 1e-9
+    assert decision.notes["objective"] <= 1.001 * best + 1e-9
 
 
 @settings(max_examples=60, deadline=None)
@@ -165,14 +166,6 @@ def test_a_candidate_that_another_beats_in_everything_is_never_chosen(seed: int,
                 for c in layer.candidates
             )
             assert not (ours.parameters >= layer.parameters and ours.macs >= layer.macs)
-
-
-def test_the_front_goes_from_the_smallest_configuration_up() -> None:
-    made = problem(4, layers=5, candidates=12)
-    points = [totals(made, decision.choices)[0] for decision in front(made, 8)]
-    assert points == sorted(points)
-    assert points[0] <= (smallest_share(made) + 0.05) * made.parameters
-    assert len({totals(made, decision.choices) for decision in front(made, 8, "macs")}) > 2
 
 
 @pytest.mark.parametrize("name", ["threshold", "energy", "uniform"])
