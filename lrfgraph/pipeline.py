@@ -121,13 +121,17 @@ def kept_reason(layer: LayerSpec, recipe: Recipe) -> str:
     """Say why a layer is kept whatever the scores, or return ``""``."""
     if layer.kept or not layer.kind:
         return layer.kept or "has no kernel"
-    if any(fnmatch(layer.name, pattern) for pattern in recipe.explore.skip):
+    if skipped(layer, recipe):
         return "skipped by explore.skip"
     if not methods_of(layer, recipe):
         wanted = recipe.explore.methods or tuple(METHODS)
         reasons = dict.fromkeys(f"{name}: {METHODS[name].reason(layer)}" for name in wanted)
         return "no method applies (" + "; ".join(reasons) + ")"
     return ""
+
+
+def skipped(layer: LayerSpec, recipe: Recipe) -> bool:
+    return any(fnmatch(layer.name, pattern) for pattern in recipe.explore.skip)
 
 
 def methods_of(layer: LayerSpec, recipe: Recipe) -> list[str]:
@@ -336,20 +340,41 @@ def rebuild_nodes(
     options = asdict(network.recipe.repair)
     del options["enabled"], options["images"]
     names: list[str] = []
-    for index, (own, prepared) in enumerate(factors):
-        params = {"options": {**options, "seed": network.recipe.record.seed}, "choice": written[index]}
+    refitted = [list(choice) for choice in _refitted(network, choices)]
+    factors_of = {choice[0]: pair for choice, pair in zip(choices, factors, strict=True)}
+    for index, choice in enumerate(refitted):
+        layer = choice[0]
+        params = {"options": {**options, "seed": network.recipe.record.seed}, "choice": choice}
         before: dict[str, str | Ref] = {f"previous/{i}": name for i, name in enumerate(names)}
-        before |= {"model": model, "data": network.split("repair"), "own/factors": own, "own/prepared": prepared}
-        if f"{written[index][0]}/curvature" in refs:
-            before["curvature"] = refs[f"{written[index][0]}/curvature"]
-        where = {**network.where, "last": index == len(choices) - 1, "max_memory": network.recipe.run.max_memory}
-        names.append(f"{written[index][0]}/repair")
-        nodes.append(Node(names[-1], "repair", {**params, "previous": written[:index]}, before, where))
+        before |= {"model": model, "data": network.split("repair")}
+        if layer in factors_of:
+            before |= dict(zip(("own/factors", "own/prepared"), factors_of[layer], strict=True))
+        if f"{layer}/curvature" in refs:
+            before["curvature"] = refs[f"{layer}/curvature"]
+        where = {**network.where, "last": index == len(refitted) - 1, "max_memory": network.recipe.run.max_memory}
+        names.append(f"{layer}/repair")
+        nodes.append(Node(names[-1], "repair", {**params, "previous": refitted[:index]}, before, where))
     if final_only:
         nodes = nodes[1:]
     repaired: dict[str, str | Ref] = {f"{i}/repair": name for i, name in enumerate(names)}
-    nodes.append(Node("repaired/rebuild", "rebuild", made, {"model": model, **repaired}))
+    nodes.append(Node("repaired/rebuild", "rebuild", {**made, "choices": refitted}, {"model": model, **repaired}))
     return nodes
+
+
+def _refitted(network: Network, choices: Sequence[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    """All layers that repair refits, in program order: the replaced ones, and those kept after the first of them.
+
+    A kept layer, its method and rank empty, receives what the layers before it got wrong; refitting its kernel costs
+    nothing in size.
+    """
+    chosen = {layer: (layer, method, rank) for layer, method, rank in choices}
+    found: list[tuple[str, str, str]] = []
+    for layer in network.layers:
+        if layer.name in chosen:
+            found.append(chosen[layer.name])
+        elif found and layer.kind and not layer.kept and not skipped(layer, network.recipe):
+            found.append((layer.name, "", ""))
+    return found
 
 
 def in_program_order(network: Network, choices: Sequence[tuple[str, str, str]]) -> list[tuple[str, str, str]]:

@@ -9,7 +9,7 @@ and only where a ReLU lets it through. No labels, no gradients of the loss (METH
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfgraph.network.curvature import linear_output
-from lrfgraph.network.layers import Array, LayerSpec, native
+from lrfgraph.network.layers import Array, LayerSpec, canonical, native
 from lrfgraph.network.pieces import Piece, compose
 from lrfgraph.network.program import Call, Program, flatten, run
 from lrfgraph.network.recording import layer_input
 from lrfgraph.network.rows import Sampler, cut, grouped
 
-__all__ = ["Refitted", "Replaced", "Walk", "kernel_variable", "shift_batchnorm"]
+__all__ = ["Refitted", "Replaced", "Walk", "assign", "kernel_variable", "shift_batchnorm"]
 
 BATCH = 256
 HELD_OUT = 8
@@ -115,6 +115,8 @@ class Walk:
         """Walk up to the layer and solve for its factors and bias."""
         call = self.at(plan.layer.name)
         self._go_to(call.index)
+        if not plan.weights:
+            plan = replace(plan, weights=(_own_kernel(call, plan.layer),))
         refitted = _refit(self.program, call, plan, self.streams, solve, rows, rounds, ridge, seed)
         self.know(plan, refitted)
         return refitted
@@ -164,6 +166,10 @@ class Walk:
         for path, old in kept.items():
             _swap(operations[path], *old)
         return made
+
+
+def _own_kernel(call: Call, layer: LayerSpec) -> Array:
+    return canonical(layer.family, np.asarray(kernel_variable(call.operation), np.float32), layer.groups)
 
 
 def _kernel(plan: Replaced, refitted: Refitted) -> Array:
@@ -222,12 +228,23 @@ def kernel_variable(operation: Any) -> Any:
     return operation.kernel
 
 
+def assign(model: Any, path: str, kernel: Array, bias: Array | None) -> None:
+    """Give a layer that is kept its refitted kernel and bias."""
+    layer = _layer(model, path)
+    kernel_variable(layer).assign(kernel)
+    if bias is not None and layer.bias is not None:
+        layer.bias.assign(bias)
+
+
 def shift_batchnorm(model: Any, path: str, bias: Array) -> None:
     """Let a BatchNorm take up a bias that the layer before it has no variable for: its moving mean falls by it."""
-    layer = model
+    _layer(model, path).moving_mean.assign_sub(bias)
+
+
+def _layer(model: Any, path: str) -> Any:
     for name in path.split("/"):
-        layer = layer.get_layer(name)
-    layer.moving_mean.assign_sub(bias)
+        model = model.get_layer(name)
+    return model
 
 
 # One layer ----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ import numpy as np
 from lrfgraph.engine.nodes import Input, Result, Task
 from lrfgraph.methods import METHODS
 from lrfgraph.methods.base import parse_rank
-from lrfgraph.network.layers import Array
+from lrfgraph.network.layers import Array, LayerSpec, native
+from lrfgraph.network.pieces import Piece
 from lrfgraph.steps.candidates import enumerate_names, factors_of
 from lrfgraph.steps.common import Memo, fresh_network_of, layers_of, network_of, save_model
 from lrfgraph.steps.sources import images_of
@@ -24,13 +25,13 @@ MOST_OUTPUTS = 16_000_000
 
 def rebuild(task: Task) -> Result:
     from lrfgraph.network.rebuilding import Chain, rebuild
-    from lrfgraph.network.repairing import shift_batchnorm
+    from lrfgraph.network.repairing import assign, shift_batchnorm
 
     model = task.inputs["model"]
     layers = layers_of(model)
-    chains, shifts = {}, {}
+    chains, kept, shifts = {}, {}, {}
     for index, (name, method, rank) in enumerate(task.params["choices"]):
-        layer, pieces = layers[name], METHODS[method].pieces(layers[name], parse_rank(rank))
+        layer, pieces = layers[name], pieces_of(layers[name], method, rank)
         if f"{index}/repair" in task.inputs:
             refitted = _refitted(task.inputs[f"{index}/repair"])
             weights, bias = refitted.weights, refitted.bias
@@ -38,11 +39,21 @@ def rebuild(task: Task) -> Result:
             weights, bias = factors_of(layer, method, rank, *_factors_inputs(task, str(index))), None
         if bias is not None and not layer.bias and layer.batchnorm:
             shifts[layer.batchnorm], bias = bias, None
-        chains[name] = Chain(method, pieces, weights, bias)
+        if method:
+            chains[name] = Chain(method, pieces, weights, bias)
+        else:
+            kept[name] = weights[0], bias
     rebuilt = rebuild(network_of(model), chains)
+    for path, (kernel, bias) in kept.items():
+        assign(rebuilt, path, native(layers[path].family, kernel), bias)
     for path, bias in shifts.items():
         shift_batchnorm(rebuilt, path, bias)
     return Result(_carried(model), files={"model.keras": save_model(rebuilt, task.scratch())})
+
+
+def pieces_of(layer: LayerSpec, method: str, rank: str) -> tuple[Piece, ...]:
+    """A chain's pieces; of a kept layer, the layer itself."""
+    return METHODS[method].pieces(layer, parse_rank(rank)) if method else (Piece("mix", layer.kernel),)
 
 
 def _carried(model: Input) -> dict[str, Any]:
@@ -65,7 +76,7 @@ def repair(task: Task) -> Result:
     layers = layers_of(model)
 
     def replaced(name: str, method: str, rank: str, weights: tuple[Array, ...]) -> Replaced:
-        return Replaced(layers[name], METHODS[method].pieces(layers[name], parse_rank(rank)), weights)
+        return Replaced(layers[name], pieces_of(layers[name], method, rank), weights)
 
     before = {choice[0]: _refitted(task.inputs[f"previous/{i}"]) for i, choice in enumerate(task.params["previous"])}
     name, method, rank = task.params["choice"]
@@ -77,7 +88,8 @@ def repair(task: Task) -> Result:
         for choice in task.params["previous"]:
             earlier, its_method, its_rank = choice
             walk.know(replaced(earlier, its_method, its_rank, before[earlier].weights), before[earlier])
-    plan = replaced(name, method, rank, factors_of(layers[name], method, rank, *_factors_inputs(task, "own")))
+    own = factors_of(layers[name], method, rank, *_factors_inputs(task, "own")) if method else ()
+    plan = replaced(name, method, rank, own)
     if "curvature" in task.inputs:
         plan = replace(plan, curvature=task.inputs["curvature"].array("curvature"))
     solve = partial(refit, steps=options["steps"])
