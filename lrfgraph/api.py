@@ -22,6 +22,7 @@ from lrfgraph.methods.base import parse_rank, write_rank
 from lrfgraph.network.layers import LayerSpec
 from lrfgraph.pipeline import Network
 from lrfgraph.recipe import Recipe
+from lrfgraph.refinement import refine, refine_found
 from lrfgraph.search import SEARCHES, Bench
 from lrfgraph.selection import POLICIES, Candidate
 from lrfgraph.selection.configuration import read_configuration
@@ -343,7 +344,8 @@ def _choose(walk: Walk, outcome: Outcome, refs: dict[str, Ref], given: bool) -> 
     search = SEARCHES.get(_policy(outcome))
     if search is not None and not given:
         assert outcome.baseline is not None
-        found = search(Bench(walk, outcome.network, refs, scores, outcome.baseline))
+        bench = Bench(walk, outcome.network, refs, scores, outcome.baseline)
+        found = refine_found(bench, search(bench))
         outcome.decision, outcome.points = found.decision, found.points
         outcome.notes.extend(found.notes)
         if walk.recipe.run.until == "select":
@@ -353,10 +355,25 @@ def _choose(walk: Walk, outcome: Outcome, refs: dict[str, Ref], given: bool) -> 
         try:
             ref = walk.stage("select", [node])[node.name]
         except Stopped as stopped:
-            outcome.decision = walk.data(stopped.refs[node.name])
+            outcome.decision = _refined(outcome, refs, scores, walk.data(stopped.refs[node.name]), given)
             raise
-        outcome.decision = walk.data(ref)
+        outcome.decision = _refined(outcome, refs, scores, walk.data(ref), given)
     return [(c["layer"], c["method"], c["rank"]) for c in outcome.decision["choices"] if c["method"]]
+
+
+def _refined(
+    outcome: Outcome, refs: Mapping[str, Ref], scores: Mapping[str, Ref], decision: dict[str, Any], given: bool
+) -> dict[str, Any]:
+    """Refine what the knapsack came to; other policies mean what they say."""
+    if given or _policy(outcome) != "budget" or outcome.baseline is None:
+        return decision
+    options = outcome.network.recipe.select
+    bench = Bench(outcome.walk, outcome.network, refs, scores, outcome.baseline)
+    found = refine(bench, decision, options.params, options.macs)
+    if found is None:
+        return decision
+    outcome.notes.append(found.note)
+    return found.decision
 
 
 def _probe(walk: Walk, outcome: Outcome, refs: Mapping[str, Ref]) -> dict[str, Ref]:

@@ -287,7 +287,7 @@ def probe_nodes(
 def select_node(network: Network, scores: Mapping[str, Ref], policy: str) -> Node:
     """Pick the configuration from all scores, keyed ``layer|method|rank``, and probes, by `policy`."""
     options = asdict(network.recipe.select)
-    for name in ("configuration", "point", "points", "max_drop", "probes"):
+    for name in ("configuration", "point", "points", "max_drop", "probes", "refine"):
         del options[name]
     return _select(network, scores, {"policy": policy} if policy == "given" else {**options, "policy": policy})
 

@@ -361,6 +361,9 @@ class SelectOptions(_Section):
     probes: int = _option(
         0, INTEGER, "Candidates of each layer whose effect on the network's output is measured", low=0, high=100
     )
+    refine: int = _option(
+        0, INTEGER, "Exchanges between layers that are tried, each judged after repair", low=0, high=1000
+    )
 
 
 @dataclass(frozen=True)
@@ -372,7 +375,7 @@ class RepairOptions(_Section):
     images: int = _option(3072, INTEGER, "Images the refit is made from", low=1)
     rows: int = _option(65536, INTEGER, "Rows of each layer that the refit sees", low=2)
     rounds: int = _option(3, INTEGER, "Further rounds where a ReLU follows", low=0, high=100)
-    steps: int = _option(150, INTEGER, "Solver steps per layer and round", low=1)
+    steps: int = _option(250, INTEGER, "Solver steps per layer and round", low=1)
     ridge: float = _option(0.001, NUMBER, "Regularization, in parts of the moments' mean diagonal", low=0)
 
 

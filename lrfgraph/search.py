@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from math import log2
 from typing import Any, Protocol
 
+from numpy.typing import NDArray
+
 from lrfgraph import pipeline
 from lrfgraph.engine.nodes import Node, Ref
 from lrfgraph.errors import ConfigurationError
@@ -37,6 +39,8 @@ class Stages(Protocol):
     def stage(self, name: str, nodes: Sequence[Node], optional: bool = False) -> dict[str, Ref]: ...
 
     def data(self, ref: Ref) -> dict[str, Any]: ...
+
+    def outputs(self, ref: Ref) -> NDArray[Any] | None: ...
 
 
 @dataclass(frozen=True)
@@ -119,17 +123,22 @@ class Bench:
 
     def _measure(self, step: int) -> tuple[Point, dict[str, Any]] | None:
         decision = self._decide(step)
-        if decision is None:
-            return None
+        return None if decision is None else (self.point(step, decision, self.judge(decision)), decision)
+
+    def judge(self, decision: Mapping[str, Any]) -> Ref:
+        """Rebuild and repair a configuration and measure it on validation images."""
         choices = [(c["layer"], c["method"], c["rank"]) for c in decision["choices"] if c["method"]]
         nodes = pipeline.rebuild_nodes(self.network, choices, self.refs, final_only=True)
         model = self.walk.stage("search", nodes, optional=True)[nodes[-1].name]
         judged = pipeline.evaluate_node(self.network, "search", model, "validation", self.baseline)
-        said = self.walk.data(self.walk.stage("search", [judged], optional=True)[judged.name])
+        return self.walk.stage("search", [judged], optional=True)[judged.name]
+
+    def point(self, step: int, decision: Mapping[str, Any], measured: Ref) -> Point:
+        said = self.walk.data(measured)
         drop, error = _drop(said, self.walk.data(self.baseline))
         accuracy = said.get("accuracy"), said.get("accuracy_se")
         size = decision["parameters"], decision["macs"]
-        return Point(step, grid_share(step), *size, drop, error, *accuracy, said.get("kl", 0.0)), decision
+        return Point(step, grid_share(step), *size, drop, error, *accuracy, said.get("kl", 0.0))
 
 
 def _drop(said: Mapping[str, Any], baseline: Mapping[str, Any]) -> tuple[float, float]:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from numpy.typing import NDArray
+
 from lrfgraph.engine.events import Event
 from lrfgraph.engine.execute import execute
 from lrfgraph.engine.nodes import Node, Ref
@@ -130,6 +132,11 @@ class Walk:
         if self.dry and not self.store.has(ref.key):
             raise Unplanned(ref.key)
         return self.store.open(ref).data
+
+    def outputs(self, ref: Ref) -> NDArray[Any] | None:
+        """Return what a model answered when it was measured, unless that was too much to be kept."""
+        entry = self.store.open(ref)
+        return entry.array("outputs") if "outputs" in entry.names() else None
 
 
 @dataclass

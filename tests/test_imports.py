@@ -28,6 +28,7 @@ ROOMS = (
     "steps",
     "pipeline",
     "search",
+    "refinement",
     "walk",
     "api",
     "report",

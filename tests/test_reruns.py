@@ -152,6 +152,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "select.point": (3, NOTHING),
     "select.points": (5, NOTHING),
     "select.probes": (2, NOTHING),
+    "select.refine": (4, NOTHING),
     "repair.enabled": (False, {"data", "rebuild", "repair", "finetune", "export", "evaluate"}),
     "repair.images": (90, {"data", "repair", "rebuild", "finetune", "export", "evaluate"}),
     "repair.rows": (4096, MODEL),

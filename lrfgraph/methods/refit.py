@@ -91,41 +91,49 @@ def _descend(
     """
     from scipy.optimize import minimize
 
-    projected = _last_is_matrix(pieces)
+    projected = _last_is_matrix(layer, pieces)
     free = start[:-1] if projected else start
     sizes = np.cumsum([0, *(w.size for w in free)])
     unit = 1.0 / max(float(np.sum(c * layer.matrix(compose(pieces, start)))), 1e-30)
 
-    def chain(theta: Array) -> list[Array]:
+    def chain(theta: Array) -> tuple[list[Array], Array, Array]:
+        """All pieces, the matrix W they stand for, and G·W."""
         weights = [theta[a:b].reshape(w.shape) for a, b, w in zip(sizes, sizes[1:], free, strict=False)]
-        return [*weights, _best_last(layer, pieces, weights, g, c)] if projected else weights
+        if projected:
+            last, w, gw = _best_last(layer, pieces, weights, g, c)
+            return [*weights, last.reshape(pieces[-1].shape)], w, gw
+        w = layer.matrix(compose(pieces, weights))
+        return weights, w, g @ w
 
     def objective(theta: Array) -> tuple[float, Array]:
-        weights = chain(theta)
-        w = layer.matrix(compose(pieces, weights))
-        gw = g @ w
+        weights, w, gw = chain(theta)
         value = float(np.sum(w * (gw - 2 * c)))
         slope = gradients(layer, pieces, weights, 2 * (gw - c))[: len(free)]
         return unit * value, unit * np.concatenate([d.ravel() for d in slope])
 
     options = {"maxiter": steps, "maxcor": 20, "ftol": 1e-12, "gtol": 1e-10}
     flat = np.concatenate([w.ravel() for w in free])
-    return balance(chain(minimize(objective, flat, jac=True, method="L-BFGS-B", options=options).x))
+    return balance(chain(minimize(objective, flat, jac=True, method="L-BFGS-B", options=options).x)[0])
 
 
-def _last_is_matrix(pieces: Sequence[Piece]) -> bool:
-    """Whether the last piece is a plain (r × outputs) matrix a group."""
+def _last_is_matrix(layer: LayerSpec, pieces: Sequence[Piece]) -> bool:
+    """Whether the last piece is a plain (r × outputs) matrix a group, in the layer's own matrix view too."""
     last = pieces[-1]
-    return last.form == "mix" and last.parameters == last.shape[0] * last.shape[-2] * last.shape[-1]
+    plain = last.form == "mix" and last.parameters == last.shape[0] * last.shape[-2] * last.shape[-1]
+    return plain and (layer.rows == "patch" or layer.positions == 1)
 
 
-def _best_last(layer: LayerSpec, pieces: Sequence[Piece], weights: Sequence[Array], g: Array, c: Array) -> Array:
-    """Least squares for the last piece, given the others."""
+def _best_last(
+    layer: LayerSpec, pieces: Sequence[Piece], weights: Sequence[Array], g: Array, c: Array
+) -> tuple[Array, Array, Array]:
+    """Least squares for the last piece, given the others; with the matrix W of the whole chain and G·W."""
     rows = compose(pieces[:-1], weights).reshape(layer.groups, layer.width, -1)
-    gram, wanted = rows.swapaxes(1, 2) @ (g @ rows), rows.swapaxes(1, 2) @ c
+    spread = g @ rows
+    gram, wanted = rows.swapaxes(1, 2) @ spread, rows.swapaxes(1, 2) @ c
     size = gram.shape[-1]
     gram += RIDGE * np.trace(gram, axis1=1, axis2=2)[:, None, None] / size * np.eye(size)
-    return np.stack([_solve(a, b) for a, b in zip(gram, wanted, strict=True)]).reshape(pieces[-1].shape)
+    last = np.stack([_solve(a, b) for a, b in zip(gram, wanted, strict=True)])
+    return last, rows @ last, spread @ last
 
 
 def gradients(layer: LayerSpec, pieces: Sequence[Piece], weights: Sequence[Array], slope: Array) -> list[Array]:

@@ -6,6 +6,7 @@ few layers, prices (Lagrange multipliers) leave a third of the objective on the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from lrfgraph.errors import ConfigurationError
 from lrfgraph.selection.base import Choice, Decision, LayerChoices, Problem, need
 
-__all__ = ["budget", "solve"]
+__all__ = ["LayerOptions", "budget", "choice_of", "room", "solve", "undominated"]
 
 GAP = 1e-4
 """Share of the objective that may be left."""
@@ -27,8 +28,8 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class _Options:
-    """A layer's options as arrays: index 0 is to keep it."""
+class LayerOptions:
+    """A layer's options as arrays: index 0 is to keep it, the others are its candidates in order."""
 
     layer: LayerChoices
     costs: Array  # (options, 2): parameters, MACs
@@ -49,26 +50,36 @@ def loss_of(candidate: Any) -> float:
 
 def solve(problem: Problem, params: float | None, macs: float | None) -> Decision:
     """Minimise the summed predicted loss subject to kept shares; raises ConfigurationError where none is feasible."""
-    table = [_undominated(layer) for layer in problem.layers]
-    fixed = np.array([problem.parameters, problem.macs], float) - sum((o.costs[0] for o in table), np.zeros(2))
-    limit = np.array([np.inf if share is None else share for share in (params, macs)])
-    # Costs are whole numbers, so the budget is one, too (a share may be short of it by a rounding error).
-    room = np.floor(limit * np.array([problem.parameters, problem.macs]) + 1e-6) - fixed
+    table = [undominated(layer) for layer in problem.layers]
+    free, limit = room(problem, table, params, macs), (params, macs)
     least = sum((o.costs.min(axis=0) for o in table), np.zeros(2))
     for axis, name in enumerate(("parameters", "MACs")):
-        if least[axis] > room[axis]:
-            share = (least + fixed)[axis] / (problem.parameters, problem.macs)[axis]
+        if least[axis] > free[axis]:
+            share = (least + _fixed(problem, table))[axis] / (problem.parameters, problem.macs)[axis]
             raise ConfigurationError(
                 f"no configuration keeps only {limit[axis]:.1%} of the {name}: received {limit[axis]:g}, "
                 f"the smallest reachable is {share:.3g}; ask for more, or allow more methods and ranks"
             )
-    picks, bound = _optimum(table, room)
+    picks, bound = _optimum(table, free)
     value = float(sum(o.loss[k] for o, k in zip(table, picks, strict=True)))
-    choices = tuple(_choice(o, int(k)) for o, k in zip(table, picks, strict=True))
+    choices = tuple(choice_of(o, int(k)) for o, k in zip(table, picks, strict=True))
     return Decision(choices, {"objective": value, "bound": bound, "gap": max(value - bound, 0.0)})
 
 
-def _undominated(layer: LayerChoices) -> _Options:
+def room(problem: Problem, table: Sequence[LayerOptions], params: float | None, macs: float | None) -> Array:
+    """Return the (parameters, MACs) that the layers of `table` may take together, ``inf`` where nothing is asked."""
+    limit = np.array([np.inf if share is None else share for share in (params, macs)])
+    # Costs are whole numbers, so the budget is one, too (a share may be short of it by a rounding error).
+    return np.asarray(np.floor(limit * np.array([problem.parameters, problem.macs]) + 1e-6) - _fixed(problem, table))
+
+
+def _fixed(problem: Problem, table: Sequence[LayerOptions]) -> Array:
+    """Return what the network costs apart from the layers of `table`."""
+    whole = np.array([problem.parameters, problem.macs], float)
+    return np.asarray(whole - sum((o.costs[0] for o in table), np.zeros(2)))
+
+
+def undominated(layer: LayerChoices) -> LayerOptions:
     """Drop candidates that another one beats in parameters, MACs and loss."""
     costs = np.array([[layer.parameters, layer.macs]] + [[c.parameters, c.macs] for c in layer.candidates], float)
     loss = np.array([0.0] + [max(loss_of(c), 0.0) for c in layer.candidates])
@@ -81,10 +92,10 @@ def _undominated(layer: LayerChoices) -> _Options:
     alive = [0, *sorted(i for i in alive if i)]
     kept = tuple(layer.candidates[i - 1] for i in alive[1:])
     slim = LayerChoices(layer.name, layer.parameters, layer.macs, kept, layer.kept)
-    return _Options(slim, costs[alive], loss[alive])
+    return LayerOptions(slim, costs[alive], loss[alive])
 
 
-def _optimum(table: list[_Options], room: Array) -> tuple[NDArray[np.intp], float]:
+def _optimum(table: list[LayerOptions], room: Array) -> tuple[NDArray[np.intp], float]:
     """Return one pick a layer and a lower bound of what any picks lose, by branch and bound (HiGHS)."""
     from scipy.optimize import Bounds, LinearConstraint, milp
 
@@ -117,10 +128,10 @@ def _optimum(table: list[_Options], room: Array) -> tuple[NDArray[np.intp], floa
         asked = asked - np.maximum(over, 0.0)  # the solver takes a millionth of the budget for nothing
 
 
-def _choice(options: _Options, pick: int) -> Choice:
+def choice_of(options: LayerOptions, pick: int) -> Choice:
     if pick == 0:
         reason = options.layer.kept or (
-            "kept within the budget" if options.layer.candidates else "no candidate is cheaper than the layer"
+            "needed within the budget" if options.layer.candidates else "no candidate is cheaper than the layer"
         )
         return Choice(options.layer.name, None, reason)
     return Choice(options.layer.name, options.layer.candidates[pick - 1])
