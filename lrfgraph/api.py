@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -123,6 +124,7 @@ def _walk(walk: Walk, model: Path, base: Path, on_baseline: Callable[[Outcome], 
     if any(layer.extra.get("assumed_size") for layer in outcome.network.layers):
         outcome.network = _describe(walk, model, _image_shape(walk, outcome, base))
     try:
+        _note_idle_patterns(outcome)
         _stop_after(walk, "describe")
         if not any(True for _ in outcome.network.factorizable()):
             raise ModelError(_nothing_to_do(outcome.network))
@@ -143,6 +145,14 @@ def _walk(walk: Walk, model: Path, base: Path, on_baseline: Callable[[Outcome], 
     if walk.recipe.run.until and not outcome.stopped:
         outcome.notes.append(f"nothing of kind {walk.recipe.run.until} was asked for; the run went to its end")
     return outcome
+
+
+def _note_idle_patterns(outcome: Outcome) -> None:
+    """Say which patterns of explore.skip match no layer: a slip of the pen would compress what should stay."""
+    names = [layer.name for layer in outcome.network.layers]
+    idle = [pattern for pattern in outcome.network.recipe.explore.skip if not fnmatch.filter(names, pattern)]
+    if idle:
+        outcome.notes.append(f"explore.skip: no layer matches {', '.join(map(repr, idle))}; `inspect` lists the layers")
 
 
 def _identity(model: Path, store: Store, keep: bool = True) -> str:
@@ -403,12 +413,15 @@ def _finish(walk: Walk, outcome: Outcome, choices: list[tuple[str, str, str]], r
     stages = {"baseline": Ref(network.digest, network.model.key), "factorized": made["rebuild"]}
     if "repaired/rebuild" in made:
         stages["repaired"] = made["repaired/rebuild"]
-    finished = walk.stage("finish", pipeline.finish_nodes(network, _nearer(walk, outcome, stages)))
+    outcome.final = _nearer(walk, outcome, stages)
+    finished = walk.stage("finish", pipeline.finish_nodes(network, stages[outcome.final]))
     outcome.exported = finished["export"]
     _check_counts(walk, outcome)
     if "finetune" in finished:
-        stages["finetuned"] = finished["finetune"]
+        stages["finetuned"], outcome.final = finished["finetune"], "finetuned"
         outcome.history = walk.data(finished["finetune"])["history"]
+        if not any(epoch.get("kept") for epoch in outcome.history):
+            outcome.notes.append("fine-tuning brought nothing on validation images; the weights before it are kept")
     if network.data is None:
         return
     parts = [part for part in ("validation", "test") if part in network.images]
@@ -422,10 +435,10 @@ def _finish(walk: Walk, outcome: Outcome, choices: list[tuple[str, str, str]], r
         outcome.measured[name] = {part: walk.data(measured[f"{name}/{part}/evaluate"]) for part in parts}
 
 
-def _nearer(walk: Walk, outcome: Outcome, stages: Mapping[str, Ref]) -> Ref:
+def _nearer(walk: Walk, outcome: Outcome, stages: Mapping[str, Ref]) -> str:
     """Go on from the repaired model, unless on validation images it is further from the original than before."""
     if "repaired" not in stages:
-        return stages["factorized"]
+        return "factorized"
     nodes = {
         name: pipeline.evaluate_node(outcome.network, name, stages[name], "validation", outcome.baseline)
         for name in ("factorized", "repaired")
@@ -433,9 +446,9 @@ def _nearer(walk: Walk, outcome: Outcome, stages: Mapping[str, Ref]) -> Ref:
     measured = walk.stage("evaluate", list(nodes.values()), optional=True)
     before, after = (walk.data(measured[node.name]).get("kl", 0.0) for node in nodes.values())
     if after <= before:
-        return stages["repaired"]
+        return "repaired"
     outcome.notes.append("repair brought the network no nearer to the original; the factors are kept as they were")
-    return stages["factorized"]
+    return "factorized"
 
 
 def _check_counts(walk: Walk, outcome: Outcome) -> None:

@@ -110,8 +110,12 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspection.Parameter
     return inspection.Parameter(name, inspection.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _takes_recipe(names: Sequence[str] = tuple(OPTIONS), beside: bool = True) -> Callable[[Command], Command]:
+def _takes_recipe(
+    names: Sequence[str] = tuple(OPTIONS), beside: bool = True, policy: str = ""
+) -> Callable[[Command], Command]:
     """Give a command the options of a recipe; it is called with what they come to.
+
+    policy : the only one that the command is for.
 
     The command's own parameters come first: MODEL, and arguments of its own. `made`, `base` and `as_json` are
     filled in.
@@ -122,7 +126,10 @@ def _takes_recipe(names: Sequence[str] = tuple(OPTIONS), beside: bool = True) ->
 
         def called(**given: Any) -> None:
             file, settings = given["recipe"], given["settings"]
+            if policy and given["policy"] not in (None, policy):
+                raise RecipeError(f"{command.__name__} is for policy {policy}, received {given['policy']!r}; use run")
             made, base = read_recipe(given["model"], file, given, settings, beside)
+            made = made.with_option("select.policy", policy) if policy else made
             command(**{p.name: given[p.name] for p in own}, made=made, base=base, as_json=given["json"])
 
         parameters = [p.replace(kind=inspection.Parameter.KEYWORD_ONLY) for p in own] + _parameters(names)
@@ -147,12 +154,12 @@ def run(model: Model, made: Recipe, base: Path, as_json: bool) -> None:
 
 
 @app.command()
-@_takes_recipe()
+@_takes_recipe(policy="pareto")
 def select(model: Model, made: Recipe, base: Path, as_json: bool) -> None:
     """Take one point of the front of MODEL (policy pareto, --point K) and finish it; nothing is explored again."""
     from lrfgraph.report.running import run_and_report
 
-    run_and_report(model, made.with_option("select.policy", "pareto"), base, as_json=as_json)
+    run_and_report(model, made, base, as_json=as_json)
 
 
 @app.command()

@@ -87,6 +87,12 @@ def _switch(text: str) -> bool:
 
 
 def _names(text: str) -> tuple[str, ...]:
+    """Names between commas, or a list as a recipe file has it."""
+    if text.startswith("["):
+        try:
+            return _checked_names(tomllib.loads(f"names = {text}")["names"])
+        except tomllib.TOMLDecodeError:
+            raise ValueError(text) from None
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
@@ -220,14 +226,12 @@ def check_choice(section: str, key: str, value: str, choices: Iterable[str]) -> 
     names = list(choices)
     if value in names:
         return value
-    raise RecipeError(
-        f"[{section}] {key}: {value!r} is unknown{_nearest(str(value), names)}; choose from {_join(names)}"
-    )
+    raise RecipeError(f"[{section}] {key}: {value!r} is unknown{_nearest(str(value), names)}choose from {_join(names)}")
 
 
 def _nearest(value: str, names: Iterable[str]) -> str:
     close = difflib.get_close_matches(value, list(names), n=1, cutoff=0.5)
-    return f", did you mean {close[0]!r}?" if close else ""
+    return f", did you mean {close[0]!r}? " if close else "; "
 
 
 def _join(names: Iterable[str]) -> str:
@@ -449,9 +453,7 @@ class Recipe:
         made = {}
         for section, values in sections.items():
             if section not in table:
-                raise RecipeError(
-                    f"section [{section}] is unknown{_nearest(section, table)}; choose from {_join(table)}"
-                )
+                raise RecipeError(f"section [{section}] is unknown{_nearest(section, table)}choose from {_join(table)}")
             if not isinstance(values, Mapping):
                 raise RecipeError(f"[{section}] must be a section of keys and values; received {values!r}")
             for key in values:
@@ -466,8 +468,8 @@ class Recipe:
         if not name or section not in table:
             every = [option.key for options in table.values() for option in options.values()]
             same_name = [known for known in every if known.endswith("." + key)]
-            hint = f", did you mean {same_name[0]!r}?" if same_name else _nearest(key, every)
-            raise RecipeError(f"option {key!r} is unknown{hint}; sections are {_join(table)}")
+            hint = f", did you mean {same_name[0]!r}? " if same_name else _nearest(key, every)
+            raise RecipeError(f"option {key!r} is unknown{hint}sections are {_join(table)}")
         option = _known(table[section], section, name)
         kept = option.read(value) if isinstance(value, str) else option.check(value)
         return replace(self, **{section: replace(getattr(self, section), **{name: kept})})
@@ -505,5 +507,5 @@ def _table(recipe: type[Recipe]) -> dict[str, dict[str, Option]]:
 
 def _known(options: Mapping[str, Option], section: str, key: str) -> Option:
     if key not in options:
-        raise RecipeError(f"[{section}] {key!r} is unknown{_nearest(key, options)}; choose from {_join(options)}")
+        raise RecipeError(f"[{section}] {key!r} is unknown{_nearest(key, options)}choose from {_join(options)}")
     return options[key]

@@ -87,6 +87,11 @@ class Bench:
         self, walk: Stages, network: Network, refs: Mapping[str, Ref], scores: Mapping[str, Ref], baseline: Ref
     ) -> None:
         self.walk, self.network, self.refs, self.scores, self.baseline = walk, network, refs, scores, baseline
+        if network.recipe.select.cost == "mix":
+            raise ConfigurationError(
+                "the policies accuracy and pareto search along one cost, received select.cost = mix; "
+                "use parameters or macs, or --policy threshold"
+            )
         self.axis = "macs" if network.recipe.select.cost == "macs" else "params"
         self.known: dict[int, tuple[Point, dict[str, Any]] | None] = {}
 
@@ -101,6 +106,10 @@ class Bench:
         found = self.known[point.step]
         assert found is not None
         return found[1]
+
+    def size(self, point: Point) -> int:
+        """What is to become small: parameters or MACs."""
+        return point.macs if self.axis == "macs" else point.parameters
 
     def points(self) -> tuple[Point, ...]:
         """All points measured so far, largest first."""
@@ -147,6 +156,11 @@ def _drop(said: Mapping[str, Any], baseline: Mapping[str, Any]) -> tuple[float, 
         return 100 * said["drop"], 100 * said["drop_se"]
     if "mse" in said:
         whole = baseline["mse"]
+        if whole == 0:
+            raise ConfigurationError(
+                "the original's squared error on the validation images is 0, no share of it can be lost; "
+                "use --policy budget or threshold"
+            )
         return 100 * (said["mse"] / whole - 1), 100 * said["mse_se"] / whole
     if "agreement" in said:
         changed = 1 - said["agreement"]
@@ -176,7 +190,7 @@ def accuracy(bench: Bench) -> Found:
             raise ConfigurationError("no configuration is smaller than the network; allow more methods and ranks")
         said = f"even the largest one measured loses {largest.drop:.2f} ± {largest.drop_se:.2f} points on validation"
         raise ConfigurationError(f"no configuration loses at most {limit:g} points: {said}; raise --max-drop")
-    chosen = min(passing, key=lambda p: p.macs if bench.axis == "macs" else p.parameters)
+    chosen = min(passing, key=bench.size)
     return Found(bench.decision(chosen), chosen, bench.points(), (_said(chosen, limit),))
 
 
@@ -222,7 +236,7 @@ def pareto(bench: Bench) -> Found:
         chosen = points[options.point]
     else:
         passing = [p for p in points if p.drop <= options.max_drop] or [points[0]]
-        chosen = min(passing, key=lambda p: p.parameters)
+        chosen = min(passing, key=bench.size)
     return Found(bench.decision(chosen), chosen, points, (_said(chosen, options.max_drop),))
 
 

@@ -143,8 +143,9 @@ class Walk:
 class Outcome:
     """What a run came to; `report` writes it out.
 
-    models : entries by stage name (``factorized``, ``repaired``, ``finetuned``).  accuracy : by stage and split.
-    exported : entry with the two files.  points : what a searching policy measured.
+    measured : by stage (``baseline``, ``factorized``, ``repaired``, ``finetuned``) and split.
+    final : the stage that is written out.  exported : entry with the two files.
+    points : what a searching policy measured.
     scores : every candidate's score, by layer, method and rank.  refs : all results of the exploration, by name.
     """
 
@@ -152,6 +153,7 @@ class Outcome:
     walk: Walk
     decision: dict[str, Any] | None = None
     measured: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    final: str = "factorized"
     exported: Ref | None = None
     baseline: Ref | None = None
     points: tuple[Point, ...] = ()

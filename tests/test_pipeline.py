@@ -68,6 +68,19 @@ def test_without_images_nothing_is_recorded_trained_or_repaired() -> None:
     assert not pipeline.repairs(bare)
 
 
+def test_kept_layers_behind_replaced_ones_are_repaired_too() -> None:
+    found, choice = network(Recipe()), [("block/conv", "cp", "4")]
+    refs = {"block/conv/cp/4/factorize": Ref("f", "f"), "block/conv/cp/decompose": Ref("d", "d")}
+
+    def repaired(found: pipeline.Network, choice: list[tuple[str, str, str]]) -> list[list[str]]:
+        nodes = pipeline.rebuild_nodes(found, choice, refs | {"head/svd/3/factorize": Ref("f", "f")})
+        return [node.params["choice"] for node in nodes if node.step == "repair"]
+
+    assert repaired(found, choice) == [["block/conv", "cp", "4"], ["head", "", ""]]
+    skipping = network(Recipe().with_option("explore.skip", "head"))
+    assert repaired(skipping, choice) == [["block/conv", "cp", "4"]]
+
+
 @pytest.mark.parametrize("given_choice", [[], [("head", "svd", "3"), ("block/conv", "cp", "4")]])
 def test_rebuilding_goes_through_the_layers_in_order(given_choice: list[tuple[str, str, str]]) -> None:
     found = network(Recipe().with_option("repair.enabled", True))

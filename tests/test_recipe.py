@@ -70,6 +70,7 @@ def test_any_recipe_round_trips_through_toml(*, source, custom, scale, std, size
         ("data.validation", "500", 500.0),
         ("explore.methods", "cp,tucker", ("cp", "tucker")),
         ("explore.methods", "", ()),
+        ("explore.skip", '["fc", "head/*"]', ("fc", "head/*")),
         ("finetune.epochs", "0", 0),
         ("finetune.learning_rate", "3e-4", 3e-4),
         ("finetune.flip", "yes", True),
@@ -103,7 +104,7 @@ def test_toml_takes_fractions_sizes_and_lists(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("toml", "message"),
     [
-        ("[selct]\npolicy = 'x'", r"section \[selct\] is unknown, did you mean 'select'\?; choose from model, data"),
+        ("[selct]\npolicy = 'x'", r"section \[selct\] is unknown, did you mean 'select'\? choose from model, data"),
         ("[select]\nmin_simlarity = 0.9", r"\[select\] 'min_simlarity' is unknown, did you mean 'min_similarity'\?"),
         ("[select]\nmin_similarity = 1.5", r"\[select\] min_similarity .*at least 0 and at most 1; received 1.5"),
         ("[select]\nmin_similarity = 'high'", r"a number.*received 'high'"),
@@ -117,7 +118,7 @@ def test_toml_takes_fractions_sizes_and_lists(tmp_path: Path) -> None:
         ("[data]\nvalidation = 2.5", r"received 2.5"),
         ("[data]\nstd = [1.0, 0.0]", r"above 0; received \[1.0, 0.0\]"),
         ("[data]\nscale = '1/0'", r"received '1/0'"),
-        ("[data]\nchannels = 'rbg'", r"'rbg' is unknown, did you mean .*; choose from rgb, bgr"),
+        ("[data]\nchannels = 'rbg'", r"'rbg' is unknown, did you mean .*choose from rgb, bgr"),
         ("[data]\nimage_size = [1, 2, 3]", r"a size as 32 or 32x48.*received \[1, 2, 3\]"),
         ("[explore]\nmethods = [1]", r"a list of names; received \[1\]"),
         ("select = 3", r"\[select\] must be a section"),
@@ -157,7 +158,7 @@ def test_missing_file_is_one_line(tmp_path: Path) -> None:
 
 def test_check_choice() -> None:
     assert check_choice("explore", "methods", "cp", ["cp", "tucker"]) == "cp"
-    with pytest.raises(RecipeError, match=re.escape("did you mean 'tucker'?; choose from cp, tucker")):
+    with pytest.raises(RecipeError, match=re.escape("did you mean 'tucker'? choose from cp, tucker")):
         check_choice("explore", "methods", "tuker", ["cp", "tucker"])
 
 

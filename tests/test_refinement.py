@@ -75,3 +75,10 @@ def test_gain_is_the_difference_of_two_kls(output: str) -> None:
     assert lower == pytest.approx(kls[0] - kls[1], rel=1e-4)
     assert 0 < 5 * noise < lower
     assert gain(near, near, original, "", output) == (0.0, 0.0)
+
+
+def test_no_difference_among_few_images_is_no_certainty() -> None:
+    outputs = np.eye(4, dtype="float32")[[0, 1, 2, 3, 0]]
+    said = compare(outputs, outputs, np.array([0, 1, 2, 3, 0]), "classification", "probabilities")
+    assert said["drop"] == 0
+    assert said["drop_se"] == pytest.approx(1 / 5)

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from lrfgraph import __version__
+
 __all__ = ["ARRAYS", "BoundedCache", "versions"]
 
 NOTED = ("scipy", "tensorly", "tensorflow", "keras")
@@ -74,7 +76,7 @@ def _version(name: str) -> str:
 def _fixed() -> dict[str, str]:
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     return {
-        "lrfgraph": _version("lrfgraph"),
+        "lrfgraph": __version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
         "platform": f"{platform.system()}-{platform.machine()}",

@@ -94,7 +94,8 @@ def compare(outputs: Array, original: Array, targets: Any, task: str, output: st
 
     output : ``probabilities``, ``logits`` or ``values``.  ``kl`` : mean KL(original ‖ model), or the relative squared
     error of values.  ``agreement`` : share of equal answers.  ``drop``, ``drop_se`` : accuracy lost and the standard
-    error of the paired difference (McNemar's), much tighter than that of either accuracy; only with class labels.
+    error of the paired difference (McNemar's), much tighter than that of either accuracy and never below that of one
+    image: no difference among few images is no certainty. Only with class labels.
     """
     if task == "regression" or output == "values":
         return {"kl": float(np.sum(np.square(outputs - original)) / max(float(np.sum(np.square(original))), 1e-30))}
@@ -107,7 +108,7 @@ def compare(outputs: Array, original: Array, targets: Any, task: str, output: st
     values = np.asarray(targets[:])
     labels = values.argmax(-1) if values.ndim == outputs.ndim and values.shape[-1] > 1 else values.reshape(ours.shape)
     lost = ((theirs == labels).astype(float) - (ours == labels)).reshape(len(ours), -1).mean(1)
-    return told | {"drop": float(lost.mean()), "drop_se": float(lost.std() / math.sqrt(len(lost)))}
+    return told | {"drop": float(lost.mean()), "drop_se": float(max(lost.std() / math.sqrt(len(lost)), 1 / len(lost)))}
 
 
 def gain(outputs: Array, rival: Array, original: Array, task: str, output: str) -> tuple[float, float]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from lrfgraph.network.layers import Array, LayerSpec
 
-__all__ = ["Cost", "Piece", "compose", "cost", "layer_cost"]
+__all__ = ["Cost", "Piece", "compose", "cost", "layer_cost", "whole"]
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,12 @@ def cost(layer: LayerSpec, pieces: Sequence[Piece]) -> Cost:
 
 def layer_cost(layer: LayerSpec) -> Cost:
     """Count the layer itself, as the single piece it is."""
-    form = Piece("mix", layer.kernel, tuple(range(len(layer.spatial))))
-    return cost(layer, [form])
+    return cost(layer, [whole(layer)])
+
+
+def whole(layer: LayerSpec) -> Piece:
+    """Return the layer as the single piece it is."""
+    return Piece("mix", layer.kernel, tuple(range(len(layer.spatial))))
 
 
 def _chain_macs(

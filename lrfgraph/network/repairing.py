@@ -41,7 +41,7 @@ Solver = Callable[[LayerSpec, Sequence[Piece], Sequence[Array], Array, Array, fl
 @dataclass(frozen=True)
 class Replaced:
     """A layer that is replaced by a chain; curvature, (groups, outputs, outputs), says which errors of its outputs the
-    network minds (`None`: all alike)."""
+    network minds (`None`: all alike). A kept layer is a chain of one piece, itself, whose weights may be left out."""
 
     layer: LayerSpec
     pieces: tuple[Piece, ...]

@@ -30,7 +30,6 @@ def summary(outcome: Outcome, model: Path) -> dict[str, Any]:
     walk, network = outcome.walk, outcome.network
     exported = walk.data(outcome.exported) if outcome.exported else None
     stages = {name: _stage(outcome, name, model, exported) for name in STAGES}
-    last = next((stages[name] for name in reversed(STAGES) if stages[name]), None)
     nodes = {"run": dict(sorted(walk.run.items())), "reused": dict(sorted(walk.reused.items()))}
     return {
         "format": 1,
@@ -39,7 +38,7 @@ def summary(outcome: Outcome, model: Path) -> dict[str, Any]:
         "model": {"path": str(model), "digest": network.digest},
         "recipe": walk.recipe.to_dict(),
         **stages,
-        "final": last if exported else None,
+        "final": stages[outcome.final] if exported else None,
         "layers": layer_rows(outcome),
         "nodes": nodes,
         "seconds": {name: round(value, 3) for name, value in walk.seconds.items()},
@@ -57,8 +56,8 @@ def _stage(outcome: Outcome, name: str, model: Path, exported: Mapping[str, Any]
         return None
     else:
         counted = {key: exported[key] for key in ("parameters", "macs")}
-        sizes = exported["file_bytes"]
-        size = sizes["compressed.h5" if model.suffix in (".h5", ".hdf5") else "compressed.keras"]
+        sizes = exported["file_bytes"] if name == outcome.final else {}  # the other stages were never written
+        size = sizes.get("compressed.h5" if model.suffix in (".h5", ".hdf5") else "compressed.keras")
     fields = ("accuracy", "accuracy_se", "mse", "mse_se")
     said = {
         field: {part: (measured or {}).get(part, {}).get(field) for part in ("validation", "test")}
@@ -106,9 +105,8 @@ def result_folder(path: Path) -> Iterator[Path]:
             pass
     except OSError as error:
         _remove_empty(missing)
-        raise OutputError(
-            f"output folder {path} cannot be written ({error.strerror}); choose another with --out"
-        ) from None
+        why = "is a file" if path.is_file() else f"cannot be written ({error.strerror})"
+        raise OutputError(f"output folder {path} {why}; choose another with --out") from None
     try:
         yield path
     except BaseException:

@@ -18,7 +18,7 @@ KEEP = "keep"
 
 def write_configuration(network: str, choices: Sequence[Mapping[str, Any]]) -> str:
     """Return TOML with one table per layer; a kept layer carries its reason as a comment."""
-    lines = ['# One table per layer; method = "keep" leaves a layer as it is.', f'model = "{network}"']
+    lines = ['# One table per layer; method = "keep" leaves a layer unfactorized.', f'model = "{network}"']
     for choice in choices:
         lines += ["", f"[layers.{json.dumps(choice['layer'], ensure_ascii=False)}]"]
         if choice["method"]:
@@ -34,21 +34,26 @@ def read_configuration(path: str | Path, layers: Sequence[str], methods: Sequenc
     Layers that the file does not name are kept. Whether a rank is possible is for the method to say.
     """
     try:
-        tables = tomllib.loads(Path(path).read_text(encoding="utf-8")).get("layers", {})
+        whole = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigurationError(f"configuration {path} cannot be read: {error}; give a hybrid.toml") from None
+    tables = whole.get("layers", {})
+    for name in whole.keys() - {"layers", "model"}:
+        raise ConfigurationError(f"configuration {path}: {name!r} is unknown; layers are tables [layers.NAME]")
     if not isinstance(tables, Mapping):
         raise ConfigurationError(f"configuration {path}: [layers] must hold one table per layer")
     found = []
     for layer, table in tables.items():
         if layer not in layers:
             raise ConfigurationError(f"configuration {path}: the model has no layer {layer!r}{_nearest(layer, layers)}")
-        method = table.get("method", KEEP) if isinstance(table, Mapping) else None
+        for key in table.keys() - {"method", "rank"} if isinstance(table, Mapping) else ():
+            raise ConfigurationError(f"configuration {path}: {layer}: {key!r} is unknown; a layer has method and rank")
+        method = table.get("method") if isinstance(table, Mapping) else None
         if method == KEEP:
             continue
         if method not in methods:
-            said = f"{method!r} is unknown{_nearest(str(method), methods)}; choose from {', '.join([*methods, KEEP])}"
-            raise ConfigurationError(f"configuration {path}: {layer}: method {said}")
+            said = f"method {method!r} is unknown{_nearest(str(method), methods) or ';'} choose from"
+            raise ConfigurationError(f"configuration {path}: {layer}: {said} {', '.join([*methods, KEEP])}")
         found.append((layer, str(method), _rank(path, layer, table.get("rank"))))
     return found
 

@@ -29,6 +29,6 @@ STEPS: dict[str, Step] = {
         Step("repair", 2, models.repair),
         Step("finetune", 2, models.finetune),
         Step("export", 1, models.export),
-        Step("evaluate", 1, models.evaluate),
+        Step("evaluate", 2, models.evaluate),
     )
 }

@@ -11,7 +11,7 @@ from lrfgraph.engine.nodes import Input, Result, Task
 from lrfgraph.methods import METHODS
 from lrfgraph.methods.base import parse_rank
 from lrfgraph.network.layers import Array, LayerSpec, native
-from lrfgraph.network.pieces import Piece
+from lrfgraph.network.pieces import Piece, whole
 from lrfgraph.steps.candidates import enumerate_names, factors_of
 from lrfgraph.steps.common import Memo, fresh_network_of, layers_of, network_of, save_model
 from lrfgraph.steps.sources import images_of
@@ -53,7 +53,7 @@ def rebuild(task: Task) -> Result:
 
 def pieces_of(layer: LayerSpec, method: str, rank: str) -> tuple[Piece, ...]:
     """A chain's pieces; of a kept layer, the layer itself."""
-    return METHODS[method].pieces(layer, parse_rank(rank)) if method else (Piece("mix", layer.kernel),)
+    return METHODS[method].pieces(layer, parse_rank(rank)) if method else (whole(layer),)
 
 
 def _carried(model: Input) -> dict[str, Any]:

@@ -56,6 +56,19 @@ def test_gradients_are_the_differences(method: Method, spec: LayerSpec) -> None:
 
 
 @pytest.mark.parametrize(("method", "spec"), PAIRS_FEW, ids=NAMES_FEW)
+def test_a_last_piece_that_is_a_matrix_ends_at_its_best(method: Method, spec: LayerSpec) -> None:
+    """It follows from the others in closed form: whatever the steps, its gradient is zero."""
+    pieces, weights = chain(method, spec)
+    if len(pieces) < 3 or not module._last_is_matrix(spec, pieces):
+        pytest.skip("the last piece is no matrix, or all is in closed form")
+    g = moments_of(spec) + 1e-3 * np.eye(spec.width)
+    c = np.random.default_rng(2).normal(size=(spec.groups, spec.width, spec.outputs))
+    found = refit(spec, pieces, weights, g, c, ridge=0.0, steps=2)
+    slopes = [gradients(spec, pieces, w, 2 * (g @ matrix(spec, pieces, w) - c))[-1] for w in (weights, found)]
+    assert np.abs(slopes[1]).max() < 1e-3 * np.abs(slopes[0]).max()
+
+
+@pytest.mark.parametrize(("method", "spec"), PAIRS_FEW, ids=NAMES_FEW)
 def test_refit_never_ends_above_its_start(method: Method, spec: LayerSpec) -> None:
     pieces, weights = chain(method, spec)
     g, rng = moments_of(spec), np.random.default_rng(4)

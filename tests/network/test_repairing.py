@@ -14,9 +14,10 @@ from lrfgraph.methods import METHODS
 from lrfgraph.methods.refit import refit
 from lrfgraph.network.curvature import curvature
 from lrfgraph.network.describing import Description, describe
-from lrfgraph.network.pieces import compose
+from lrfgraph.network.layers import native
+from lrfgraph.network.pieces import compose, whole
 from lrfgraph.network.rebuilding import Chain, rebuild
-from lrfgraph.network.repairing import Refitted, Replaced, Walk, shift_batchnorm
+from lrfgraph.network.repairing import Refitted, Replaced, Walk, assign, shift_batchnorm
 from tests.network.models import randomize
 
 IMAGES = 160
@@ -123,6 +124,31 @@ def test_the_rebuilt_network_is_the_compressed_stream() -> None:
     assert np.abs(found[0].bias).max() > 1e-3
     assert all(np.array_equal(a, np.asarray(v)) for a, v in zip(before, model.variables, strict=True))
     assert np.array_equal(images, seen)
+
+
+def test_kept_layers_are_refitted_to_what_they_receive() -> None:
+    """Behind a replaced layer they take up its errors; before it there is nothing to mend."""
+    model, images = net(), images_of()
+    described = describe(model)
+    layers = {layer.name: layer for layer in described.layers}
+    (plan,) = (plan for plan in plans_of(model) if plan.layer.name == "inner")
+    walk = Walk(model, images)
+    before, change, after = (
+        walk.refit(each, SOLVE, 4000, 2, 1e-3, 0)
+        for each in (
+            Replaced(layers["stem"], (whole(layers["stem"]),), ()),
+            plan,
+            Replaced(layers["outer"], (whole(layers["outer"]),), ()),
+        )
+    )
+    assert before.kept
+    assert before.before == before.after == pytest.approx(0.0, abs=1e-9)
+    assert after.after < 0.9 * after.before
+    made = rebuilt(model, [plan], [change])
+    error = np.square(outputs(made, images) - outputs(model, images)).mean()
+    assert after.bias is not None
+    assign(made, "outer", native("convolution", after.weights[0]), after.bias)
+    assert np.square(outputs(made, images) - outputs(model, images)).mean() < error
 
 
 def test_a_walk_taken_up_again_equals_one_from_the_start() -> None:
