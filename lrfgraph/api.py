@@ -107,7 +107,7 @@ def run_name(model: str | Path, identity: str, recipe: Recipe) -> str:
 
 
 def check(recipe: Recipe) -> None:
-    """Check the options whose choices are the entries of a table."""
+    """Check the options whose choices are the entries of a table, and what cannot go together."""
     tables = {
         "explore.methods": tuple(METHODS),
         "similarity.metric": tuple(METRICS),
@@ -115,6 +115,11 @@ def check(recipe: Recipe) -> None:
         "run.until": tuple(STEPS),
     }
     pipeline.check_names(recipe, tables)
+    if recipe.select.policy in SEARCHES and recipe.select.cost == "mix" and recipe.data.source is not None:
+        raise ConfigurationError(
+            f"policy {recipe.select.policy} searches along one cost, received select.cost = mix; "
+            "use parameters or macs, or --policy threshold"
+        )
 
 
 def _walk(walk: Walk, model: Path, base: Path, on_baseline: Callable[[Outcome], None] | None) -> Outcome:

@@ -87,11 +87,6 @@ class Bench:
         self, walk: Stages, network: Network, refs: Mapping[str, Ref], scores: Mapping[str, Ref], baseline: Ref
     ) -> None:
         self.walk, self.network, self.refs, self.scores, self.baseline = walk, network, refs, scores, baseline
-        if network.recipe.select.cost == "mix":
-            raise ConfigurationError(
-                "the policies accuracy and pareto search along one cost, received select.cost = mix; "
-                "use parameters or macs, or --policy threshold"
-            )
         self.axis = "macs" if network.recipe.select.cost == "macs" else "params"
         self.known: dict[int, tuple[Point, dict[str, Any]] | None] = {}
 

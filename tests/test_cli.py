@@ -134,6 +134,8 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], tuple[str, ...]]] = {
     "unknown command": (_plain("squeeze", MODEL), ("squeeze",)),
     "unknown option": (_plain("run", MODEL, "--treshold", "1"), ("--treshold",)),
     "no model": (_plain("run"), ("model",)),
+    "a search along two costs": (_plain("run", MODEL, "--data", IMAGES, "--set", "select.cost=mix"), ("mix", "macs")),
+    "a point of no front": (_plain("select", MODEL, "--point", "1", "--policy", "energy"), ("pareto", "'energy'")),
     "workers that are no number": (_plain("run", MODEL, "--workers", "x"), ("workers", "whole number", "'x'")),
     "until a kind that is none": (_plain("run", MODEL, "--until", "selekt"), ("'selekt'", "did you mean 'select'?")),
     "unknown policy": (_plain("run", MODEL, "--policy", "best"), ("'best'", "threshold")),
@@ -184,6 +186,20 @@ def test_a_run_leaves_its_results(finished: Finished) -> None:
     assert said["final"]["parameters"] < said["baseline"]["parameters"]
     assert 0 < said["final"]["accuracy"]["test"] <= 1
     assert {row["method"] for row in said["layers"]} - {None}
+
+
+def test_only_the_stage_that_was_written_has_a_file_size(finished: Finished) -> None:
+    said = json.loads((finished.out / "summary.json").read_text())
+    assert said["final"]["file_bytes"] == (finished.out / "compressed.keras").stat().st_size
+    assert said["factorized"]["file_bytes"] is None
+
+
+def test_a_pattern_that_matches_no_layer_is_named(call: Call, tmp_path: Path) -> None:
+    said = call("run", MODEL, "--cache", tmp_path / "c", "--out", tmp_path / "o", "--methods", "svd",
+                "--set", 'explore.skip=["fc*", "conv1"]')  # fmt: skip
+    assert said.code == 0
+    assert "explore.skip: no layer matches 'fc*'" in said.out
+    assert "'conv1'" not in said.out
 
 
 def test_json_is_all_that_is_printed(finished: Finished, call: Call, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def finetune(
     if options.epochs == 0:
         return student, []
     with _all_trainable(student):
-        return student, _Run(student, teacher, x, y, x_val, y_val, options, task, scratch, progress).train()
+        return student, _Run(student, teacher, (x, y), (x_val, y_val), options, task, scratch, progress).train()
 
 
 @contextmanager
@@ -74,20 +74,12 @@ class _Run:
     """The state of one training: models, optimizer, best weights, history."""
 
     def __init__(
-        self,
-        student: Any,
-        teacher: Any,
-        x: Any,
-        y: Array | None,
-        x_val: Any,
-        y_val: Array | None,
-        options: FinetuneOptions,
-        task: str,
-        scratch: Path,
-        progress: Progress,
-    ) -> None:
+        self, student: Any, teacher: Any, training: tuple[Any, Any], validation: tuple[Any, Any],
+        options: FinetuneOptions, task: str, scratch: Path, progress: Progress,
+    ) -> None:  # fmt: skip
         import keras
 
+        (x, y), (x_val, y_val) = training, validation
         self.student, self.teacher, self.x, self.x_val = student, teacher, x, x_val
         self.options, self.task, self.scratch, self.progress = options, task, scratch, progress
         self.batch = min(options.batch, len(x))
