@@ -198,6 +198,8 @@ def _read_ahead(walk: Walk, outcome: Outcome) -> None:
     if lost is not None:
         raise lost
     if outcome.exported is not None:
+        for ref in outcome.models.values():
+            walk.store.open(ref).file("model.keras")
         entry = walk.store.open(outcome.exported)
         for name in ("compressed.keras", "compressed.h5"):
             entry.file(name)
@@ -427,6 +429,7 @@ def _finish(walk: Walk, outcome: Outcome, choices: list[tuple[str, str, str]], r
         outcome.history = walk.data(finished["finetune"])["history"]
         if not any(epoch.get("kept") for epoch in outcome.history):
             outcome.notes.append("fine-tuning brought nothing on validation images; the weights before it are kept")
+    outcome.models = {name: ref for name, ref in stages.items() if name != "baseline"}
     if network.data is None:
         return
     parts = [part for part in ("validation", "test") if part in network.images]

@@ -144,7 +144,7 @@ class Outcome:
     """What a run came to; `report` writes it out.
 
     measured : by stage (``baseline``, ``factorized``, ``repaired``, ``finetuned``) and split.
-    final : the stage that is written out.  exported : entry with the two files.
+    models : the entry of each stage.  final : the stage that is written out.  exported : entry with the two files.
     points : what a searching policy measured.
     scores : every candidate's score, by layer, method and rank.  refs : all results of the exploration, by name.
     """
@@ -153,6 +153,7 @@ class Outcome:
     walk: Walk
     decision: dict[str, Any] | None = None
     measured: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    models: dict[str, Ref] = field(default_factory=dict)
     final: str = "factorized"
     exported: Ref | None = None
     baseline: Ref | None = None

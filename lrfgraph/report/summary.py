@@ -56,8 +56,7 @@ def _stage(outcome: Outcome, name: str, model: Path, exported: Mapping[str, Any]
         return None
     else:
         counted = {key: exported[key] for key in ("parameters", "macs")}
-        sizes = exported["file_bytes"] if name == outcome.final else {}  # the other stages were never written
-        size = sizes.get("compressed.h5" if model.suffix in (".h5", ".hdf5") else "compressed.keras")
+        size = _file_bytes(outcome, name, model, exported)
     fields = ("accuracy", "accuracy_se", "mse", "mse_se")
     said = {
         field: {part: (measured or {}).get(part, {}).get(field) for part in ("validation", "test")}
@@ -65,6 +64,14 @@ def _stage(outcome: Outcome, name: str, model: Path, exported: Mapping[str, Any]
         if field.startswith("accuracy") or outcome.network.task == "regression"
     }
     return {**counted, "file_bytes": size, **said}
+
+
+def _file_bytes(outcome: Outcome, stage: str, model: Path, exported: Mapping[str, Any]) -> int:
+    """Size of the written file in the original's format; of a stage on the way, of its entry in the cache."""
+    if stage == outcome.final:
+        name = "compressed.h5" if model.suffix in (".h5", ".hdf5") else "compressed.keras"
+        return int(exported["file_bytes"][name])
+    return outcome.walk.store.open(outcome.models[stage]).file("model.keras").stat().st_size
 
 
 def layer_rows(outcome: Outcome) -> list[dict[str, Any]]:

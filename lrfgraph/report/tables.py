@@ -127,8 +127,8 @@ def result_table(said: Mapping[str, Any]) -> str:
     ):
         cells = []
         for stage in stages.values():
-            share = f" ({stage[key] / base[key]:.1%})" if stage is not base and base[key] and stage[key] else ""
-            cells.append("–" if stage[key] is None else text(stage[key]) + share)
+            share = f" ({stage[key] / base[key]:.1%})" if stage is not base and base[key] else ""
+            cells.append(text(stage[key]) + share)
         rows.append([title, *cells])
     measure = "mean squared error" if "mse" in base else "accuracy"
     for part in ("validation", "test"):
