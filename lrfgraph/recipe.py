@@ -390,7 +390,7 @@ class FinetuneOptions(_Section):
     SECTION = "finetune"
     epochs: int = _option(10, INTEGER, "Passes over the training images; 0 for none", low=0)
     batch: int = _option(128, INTEGER, "Images per step", low=1)
-    learning_rate: float = _option(1e-3, NUMBER, "Learning rate of the first step, falls to 0 as a cosine", above=0)
+    learning_rate: float = _option(3e-4, NUMBER, "Learning rate of the first step, falls to 0 as a cosine", above=0)
     alpha: float = _option(0.9, NUMBER, "Weight of the original network's answers against the labels", low=0, high=1)
     temperature: float = _option(2.0, NUMBER, "Temperature at which answers are compared", above=0)
     crop: int = _option(0, INTEGER, "Pixels that images are shifted by at random", low=0)
