@@ -132,25 +132,24 @@ def _on_test(outcome: Outcome) -> dict[str, Any]:
 
 
 def removed(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return the largest share removed by a measured hybrid that loses at most `LIMIT` points, by axis and network.
+    """Return the largest share removed by a hybrid without exchanges that loses at most `LIMIT` points.
 
-    The mean over the seeds, and what holds for each of them.
+    By axis and network: the mean over the seeds, and what holds for each of them.
     """
     found: dict[tuple[str, str], dict[int, float]] = {}
     for row in rows:
-        if row["variant"] == "hybrid":
+        if row["variant"] == "hybrid" and "refine" not in row:
             kept = row["parameters"] if row["axis"] == "params" else row["macs"]
-            title = row["network"] + (", with exchanges" if "refine" in row else "")
-            seeds = found.setdefault((row["axis"], title), {})
+            seeds = found.setdefault((row["axis"], row["network"]), {})
             within = round(1 - kept, 4) if row["lost"] <= LIMIT else 0.0
             seeds[row["seed"]] = max(seeds.get(row["seed"], 0.0), within)
     return {
-        f"{axis}, {title}": {
+        f"{axis}, {network}": {
             "mean": round(sum(seeds.values()) / len(seeds), 4),
             "least": min(seeds.values()),
             "seeds": len(seeds),
         }
-        for (axis, title), seeds in found.items()
+        for (axis, network), seeds in found.items()
     }
 
 
