@@ -115,7 +115,8 @@ def check(recipe: Recipe) -> None:
         "run.until": tuple(STEPS),
     }
     pipeline.check_names(recipe, tables)
-    if recipe.select.policy in SEARCHES and recipe.select.cost == "mix" and recipe.data.source is not None:
+    searches = recipe.select.policy in SEARCHES and recipe.data.source and recipe.select.configuration is None
+    if searches and recipe.select.cost == "mix":
         raise ConfigurationError(
             f"policy {recipe.select.policy} searches along one cost, received select.cost = mix; "
             "use parameters or macs, or --policy threshold"
@@ -372,10 +373,17 @@ def _choose(walk: Walk, outcome: Outcome, refs: dict[str, Ref], given: bool) -> 
         try:
             ref = walk.stage("select", [node])[node.name]
         except Stopped as stopped:
-            outcome.decision = _refined(outcome, refs, scores, walk.data(stopped.refs[node.name]), given)
+            outcome.decision = _refined(outcome, refs, scores, _feasible(walk.data(stopped.refs[node.name])), given)
             raise
-        outcome.decision = _refined(outcome, refs, scores, walk.data(ref), given)
+        outcome.decision = _refined(outcome, refs, scores, _feasible(walk.data(ref)), given)
     return [(c["layer"], c["method"], c["rank"]) for c in outcome.decision["choices"] if c["method"]]
+
+
+def _feasible(decision: dict[str, Any]) -> dict[str, Any]:
+    """Return a decision, or raise what made it impossible."""
+    if "infeasible" in decision:
+        raise ConfigurationError(decision["infeasible"])
+    return decision
 
 
 def _refined(

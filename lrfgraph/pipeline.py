@@ -372,9 +372,14 @@ def _refitted(network: Network, choices: Sequence[tuple[str, str, str]]) -> list
     for layer in network.layers:
         if layer.name in chosen:
             found.append(chosen[layer.name])
-        elif found and layer.kind and not layer.kept and not skipped(layer, network.recipe):
+        elif found and layer.kind and not layer.kept and not skipped(layer, network.recipe) and _called_once(layer):
             found.append((layer.name, "", ""))
     return found
+
+
+def _called_once(layer: LayerSpec) -> bool:
+    """Of a shared layer's calls, a refit would mend one at the cost of the others."""
+    return len(layer.input_shapes) == 1
 
 
 def in_program_order(network: Network, choices: Sequence[tuple[str, str, str]]) -> list[tuple[str, str, str]]:

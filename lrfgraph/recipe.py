@@ -12,6 +12,7 @@ import json
 import math
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -89,10 +90,8 @@ def _switch(text: str) -> bool:
 def _names(text: str) -> tuple[str, ...]:
     """Names between commas, or a list as a recipe file has it."""
     if text.startswith("["):
-        try:
+        with suppress(tomllib.TOMLDecodeError):  # a pattern may begin with a bracket, too
             return _checked_names(tomllib.loads(f"names = {text}")["names"])
-        except tomllib.TOMLDecodeError:
-            raise ValueError(text) from None
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from lrfgraph import pipeline
 from lrfgraph.engine.nodes import Ref
 from lrfgraph.network.measuring import gain
-from lrfgraph.search import Bench, Found, grid_share
+from lrfgraph.search import Bench, Found, grid_share, within_limit
 from lrfgraph.selection import Choice, Decision, Problem
 from lrfgraph.selection.exchanges import Exchange, exchanges, next_exchange, ranks_of
 from lrfgraph.steps.decisions import decision_data, problem_of
@@ -91,7 +91,8 @@ def refine_found(bench: Bench, found: Found) -> Found:
         return found
     chosen = bench.point(step, refined.decision, refined.measured)
     points = tuple(chosen if point.step == step else point for point in found.points)
-    return replace(found, decision=refined.decision, chosen=chosen, points=points, notes=(*found.notes, refined.note))
+    notes = (within_limit(chosen, bench.network.recipe.select.max_drop), refined.note)
+    return replace(found, decision=refined.decision, chosen=chosen, points=points, notes=notes)
 
 
 def _choices(problem: Problem, decision: dict[str, Any]) -> tuple[Choice, ...]:

@@ -18,7 +18,7 @@ from lrfgraph.engine.nodes import Node, Ref
 from lrfgraph.errors import ConfigurationError
 from lrfgraph.pipeline import Network
 
-__all__ = ["SEARCHES", "Bench", "Found", "Point", "grid_share"]
+__all__ = ["SEARCHES", "Bench", "Found", "Point", "grid_share", "within_limit"]
 
 RATIO = 0.95
 FINEST = 80
@@ -120,10 +120,8 @@ class Bench:
 
     def _decide(self, step: int) -> dict[str, Any] | None:
         node = pipeline.budget_node(self.network, self.scores, **{self.axis: grid_share(step)})
-        try:
-            return self.walk.data(self.walk.stage("search", [node], optional=True)[node.name])
-        except ConfigurationError:
-            return None
+        decision = self.walk.data(self.walk.stage("search", [node], optional=True)[node.name])
+        return None if "infeasible" in decision else decision
 
     def _measure(self, step: int) -> tuple[Point, dict[str, Any]] | None:
         decision = self._decide(step)
@@ -186,7 +184,7 @@ def accuracy(bench: Bench) -> Found:
         said = f"even the largest one measured loses {largest.drop:.2f} ± {largest.drop_se:.2f} points on validation"
         raise ConfigurationError(f"no configuration loses at most {limit:g} points: {said}; raise --max-drop")
     chosen = min(passing, key=bench.size)
-    return Found(bench.decision(chosen), chosen, bench.points(), (_said(chosen, limit),))
+    return Found(bench.decision(chosen), chosen, bench.points(), (within_limit(chosen, limit),))
 
 
 def _next(bench: Bench, low: int, high: int, limit: float) -> int:
@@ -205,7 +203,8 @@ def _next(bench: Bench, low: int, high: int, limit: float) -> int:
     return min(max(round(guess), low + 1), high - 1)
 
 
-def _said(point: Point, limit: float) -> str:
+def within_limit(point: Point, limit: float) -> str:
+    """Say what a configuration loses and whether that is sure to be within the limit."""
     tail = ""
     if point.drop > limit:
         tail = "; that is more than the limit"
@@ -232,7 +231,7 @@ def pareto(bench: Bench) -> Found:
     else:
         passing = [p for p in points if p.drop <= options.max_drop] or [points[0]]
         chosen = min(passing, key=bench.size)
-    return Found(bench.decision(chosen), chosen, points, (_said(chosen, options.max_drop),))
+    return Found(bench.decision(chosen), chosen, points, (within_limit(chosen, options.max_drop),))
 
 
 SEARCHES: dict[str, Callable[[Bench], Found]] = {"accuracy": accuracy, "pareto": pareto}

@@ -134,7 +134,9 @@ class Walk:
         return self.store.open(ref).data
 
     def outputs(self, ref: Ref) -> NDArray[Any] | None:
-        """Return what a model answered when it was measured, unless that was too much to be kept."""
+        """Return what a model answered when it was measured, unless that was too much to be kept; see `data`."""
+        if self.dry and not self.store.has(ref.key):
+            raise Unplanned(ref.key)
         entry = self.store.open(ref)
         return entry.array("outputs") if "outputs" in entry.names() else None
 

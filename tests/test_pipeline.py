@@ -79,6 +79,8 @@ def test_kept_layers_behind_replaced_ones_are_repaired_too() -> None:
     assert repaired(found, choice) == [["block/conv", "cp", "4"], ["head", "", ""]]
     skipping = network(Recipe().with_option("explore.skip", "head"))
     assert repaired(skipping, choice) == [["block/conv", "cp", "4"]]
+    twice = [replace(y, input_shapes=y.input_shapes * 2) if y.name == "head" else y for y in found.layers]
+    assert repaired(replace(found, layers=tuple(twice)), choice) == [["block/conv", "cp", "4"]]
 
 
 @pytest.mark.parametrize("given_choice", [[], [("head", "svd", "3"), ("block/conv", "cp", "4")]])

@@ -71,6 +71,7 @@ def test_any_recipe_round_trips_through_toml(*, source, custom, scale, std, size
         ("explore.methods", "cp,tucker", ("cp", "tucker")),
         ("explore.methods", "", ()),
         ("explore.skip", '["fc", "head/*"]', ("fc", "head/*")),
+        ("explore.skip", "[cd]onv*", ("[cd]onv*",)),
         ("finetune.epochs", "0", 0),
         ("finetune.learning_rate", "3e-4", 3e-4),
         ("finetune.flip", "yes", True),

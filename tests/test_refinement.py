@@ -9,6 +9,7 @@ import pytest
 from conftest import DATA
 
 from lrfgraph import Recipe, compress, refinement
+from lrfgraph.api import plan
 from lrfgraph.network.measuring import compare, gain
 
 MODEL, IMAGES = DATA / "tiny_cnn.keras", DATA / "tiny_digits.npz"
@@ -55,6 +56,26 @@ def test_probes_and_exchanges_keep_the_budget(policy: str, cache: Path, monkeypa
     again = compress(MODEL, recipe(cache, **asked, refine=2))
     assert again.decision == refined.decision
     assert not again.walk.run
+
+
+def test_a_plan_of_more_exchanges_comes_to_where_they_are_not_known_yet(tmp_path: Path) -> None:
+    one, more = (recipe(tmp_path, refine=n).with_option("explore.ranks", 24) for n in (1, 4))
+    compress(MODEL, one)
+    walk, complete = plan(MODEL, one)
+    assert complete
+    assert not walk.run
+    walk, complete = plan(MODEL, more)
+    assert not complete
+    assert walk.run["evaluate"]
+
+
+def test_a_plan_of_a_measured_front_is_complete(cache: Path) -> None:
+    """Budgets that no configuration meets are answers, too."""
+    asked = recipe(cache, policy="pareto", params=None, points=2)
+    compress(MODEL, asked)
+    walk, complete = plan(MODEL, asked)
+    assert complete
+    assert not walk.run
 
 
 def test_an_exchange_that_does_not_pay_is_not_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

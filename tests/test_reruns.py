@@ -247,7 +247,7 @@ GOLDEN: dict[str, str] = {
     "curvature": "4c1e9466cec741a3cdb549f9e4411c1a90c4e684",
     "data": "99a35ef62b156badee463f342dc880bf28032c73",
     "decompose": "59a8d5fc0038f7b07e6a437ac3a2becaa7b34410",
-    "describe": "1ebdc05c85665d6faf93cc5a49fecd450583a276",
+    "describe": "fac00b77767b423ee5da59d58e4b21ff81ef6cec",
     "evaluate": "f10089201d56ddd69f93f92878c926c90c8d818a",
     "export": "b6049ebb49438e4dccbf9881b99104c026b25590",
     "factorize": "b6e55ef05c0e5d524bf77248a33cfd765d9fc9b5",
@@ -259,7 +259,7 @@ GOLDEN: dict[str, str] = {
     "record": "00c3dd48cc37b83a699018d912d53b83766dd03b",
     "repair": "ea41f85c96aae179ffe0f7cce2ac1234eb6f83af",
     "score": "d336f219490f49ca16c282d277b6393a6bf52971",
-    "select": "4e52745541b5d405afe5803c3b65e8725dc5abe7",
+    "select": "80e3cd61b5497d55b42df0be30b4edcbdc658b3c",
 }
 """A digest of the keys of each kind; another one means that what earlier versions cached is not found again."""
 

@@ -269,12 +269,14 @@ def _channels_last(shape: Shape, channels_first: bool) -> Shape:
 
 
 def _batchnorm_after(view: _View, calls: list[Call]) -> Call | None:
-    """The BatchNormalization over channels that alone reads the layer's only output."""
+    """The BatchNormalization over channels that alone reads the layer's only output, and nothing else."""
     if len(calls) != 1:
         return None
     slot = calls[0].outputs[0]
     reader = view.only_reader(slot)
     if reader is None or type(reader.operation).__name__ != "BatchNormalization" or reader.kwargs.get("training"):
+        return None
+    if len(view.calls_of[id(reader.operation)]) != 1:
         return None
     rank = len(view.shapes[slot])
     first = getattr(calls[0].operation, "data_format", None) == "channels_first"

@@ -27,6 +27,10 @@ NODES = 100_000
 Array = NDArray[np.float64]
 
 
+SMALL, TINY = 1e-2, 1e-300
+"""Share of the largest loss below which the objective sets the solver's scale, and what counts as zero."""
+
+
 @dataclass(frozen=True)
 class LayerOptions:
     """A layer's options as arrays: index 0 is to keep it, the others are its candidates in order."""
@@ -83,10 +87,11 @@ def undominated(layer: LayerChoices) -> LayerOptions:
     """Drop candidates that another one beats in parameters, MACs and loss."""
     costs = np.array([[layer.parameters, layer.macs]] + [[c.parameters, c.macs] for c in layer.candidates], float)
     loss = np.array([0.0] + [max(loss_of(c), 0.0) for c in layer.candidates])
+    finite = np.flatnonzero(np.isfinite(loss))
     points = np.column_stack([costs, loss])
     order = np.lexsort((points[:, 2], points[:, 1], points[:, 0]))
     alive: list[int] = []
-    for index in order:
+    for index in order[np.isin(order, finite)]:
         if index == 0 or not any(np.all(points[j] <= points[index]) for j in alive):
             alive.append(int(index))
     alive = [0, *sorted(i for i in alive if i)]
@@ -105,8 +110,7 @@ def _optimum(table: list[LayerOptions], room: Array) -> tuple[NDArray[np.intp], 
     costs = np.concatenate([options.costs for options in table])
     axes = np.flatnonzero(np.isfinite(room))
     scale = np.maximum(np.abs(room[axes]), 1.0)
-    unit = max(float(loss.max()), 1e-300)
-    bound, asked = 0.0, room[axes]
+    unit, bound, asked = max(float(loss.max()), TINY), None, room[axes]
     while True:
         within = LinearConstraint(costs[:, axes].T / scale[:, None], -np.inf, asked / scale)
         found = milp(
@@ -119,12 +123,15 @@ def _optimum(table: list[LayerOptions], room: Array) -> tuple[NDArray[np.intp], 
         )
         if found.x is None:
             raise ConfigurationError("no configuration meets both budgets at once; relax --params or --macs")
-        bound = bound or max(float(found.mip_dual_bound) * unit, 0.0)
-        chosen = [int(np.argmax(np.where(layers == index, found.x, -1.0))) for index in range(len(table))]
+        chosen = np.array([int(np.argmax(np.where(layers == index, found.x, -1.0))) for index in range(len(table))])
+        value = float(loss[chosen].sum())
+        if TINY < value < SMALL * unit:  # the solver's absolute tolerances would decide
+            unit = value
+            continue
+        bound = max(float(found.mip_dual_bound) * unit, 0.0) if bound is None else bound
         over = costs[chosen].sum(axis=0)[axes] - room[axes]
         if not (over > 0).any():
-            first = np.flatnonzero(np.diff(layers, prepend=-1))
-            return np.asarray(chosen - first, dtype=np.intp), bound
+            return chosen - np.flatnonzero(np.diff(layers, prepend=-1)), bound
         asked = asked - np.maximum(over, 0.0)  # the solver takes a millionth of the budget for nothing
 
 

@@ -14,7 +14,7 @@ __all__ = ["STEPS"]
 STEPS: dict[str, Step] = {
     step.name: step
     for step in (
-        Step("describe", 2, sources.describe, decides=True),
+        Step("describe", 3, sources.describe, decides=True),
         Step("data", 1, sources.data, decides=True),
         Step("record", 1, passes.record, passes.record_together),
         Step("curvature", 3, passes.curvature, passes.curvature_together),
@@ -24,7 +24,7 @@ STEPS: dict[str, Step] = {
         Step("factorize", 1, candidates.factorize),
         Step("score", 1, candidates.score),
         Step("probe", 1, passes.probe, passes.probe_together),
-        Step("select", 2, decisions.select, decides=True),
+        Step("select", 3, decisions.select, decides=True),
         Step("rebuild", 3, models.rebuild),
         Step("repair", 2, models.repair),
         Step("finetune", 2, models.finetune),

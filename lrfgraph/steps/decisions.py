@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from lrfgraph.engine.nodes import Result, Task, digest
+from lrfgraph.errors import ConfigurationError
 from lrfgraph.selection import POLICIES, Candidate, Decision, LayerChoices, Problem, totals
 from lrfgraph.selection.sensitivity import calibrated
 
@@ -16,7 +17,10 @@ __all__ = ["decision_data", "problem_of", "select"]
 def select(task: Task) -> Result:
     problem = problem_of(task.params, {name: entry.data for name, entry in task.inputs.items()})
     options = SimpleNamespace(**task.params["options"])
-    data = decision_data(problem, POLICIES[options.policy](problem, options))
+    try:
+        data = decision_data(problem, POLICIES[options.policy](problem, options))
+    except ConfigurationError as error:  # an answer like any other: the same question need not be asked again
+        return Result({"infeasible": str(error)}, identity=digest(str(error)))
     said = [(c["layer"], c["method"], c.get("rank")) for c in data["choices"]]
     return Result(data, identity=digest(said))
 

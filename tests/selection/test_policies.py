@@ -131,6 +131,22 @@ def test_both_budgets_are_met_at_once(seed: int, params: float, macs: float) -> 
     assert kept[1] <= macs + 1e-9
 
 
+@settings(max_examples=30, deadline=None)
+@given(seed=SEEDS, share=st.floats(0.3, 1.0))
+def test_the_optimum_does_not_depend_on_what_the_worst_candidate_loses(seed: int, share: float) -> None:
+    """Nor on a candidate whose loss is no number."""
+    made = problem(seed)
+    name = made.layers[0].name
+    bad = [Candidate(name, "cp", f"{i}", 1, 1, {}, 1.0, predicted=x) for i, x in enumerate((1e9, np.inf, np.nan))]
+    first = replace(made.layers[0], candidates=(*made.layers[0].candidates, *bad))
+    spoiled = replace(made, layers=(first, *made.layers[1:]))
+    try:
+        best = solve(made, share, None).notes["objective"]
+    except ConfigurationError:
+        return
+    assert solve(spoiled, share, None).notes["objective"] <= 1.001 * best + 1e-12
+
+
 @settings(max_examples=60, deadline=None)
 @given(seed=SEEDS, share=st.floats(0.1, 1.0))
 @example(seed=0, share=1.0 - 2.0**-53)
