@@ -38,7 +38,7 @@ def main() -> None:
         found[name] = sweep(name, given)
         print_table(["share", "kept", "drop", "se", "before", "s"], [list(r.values()) for r in found[name]["sweep"]])
         print(f"{name}: {found[name]['chosen']}", flush=True)
-        write(given.out, {"limit": given.limit, "epochs": given.epochs, "networks": found})
+        write(given.out, {"limit": given.limit, "epochs": given.epochs, "set": given.set, "networks": found})
 
 
 def sweep(name: str, given: argparse.Namespace) -> dict[str, Any]:
