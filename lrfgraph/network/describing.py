@@ -149,7 +149,7 @@ def _operation_digest(operation: Any) -> str:
 
     try:
         config = keras.saving.serialize_keras_object(operation)["config"]
-    except (NotImplementedError, TypeError, ValueError):
+    except (NotImplementedError, TypeError, ValueError):  # custom objects inside that nobody registered with Keras
         config = operation.get_config()
     weights = [digest(np.asarray(weight)) for weight in getattr(operation, "weights", ())]
     plain = json.loads(json.dumps(_without_names(config), default=_jsonable))

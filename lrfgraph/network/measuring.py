@@ -99,8 +99,7 @@ def compare(outputs: Array, original: Array, targets: Any, task: str, output: st
     """
     if task == "regression" or output == "values":
         return {"kl": float(np.sum(np.square(outputs - original)) / max(float(np.sum(np.square(original))), 1e-30))}
-    p, q = (_log_probabilities(each.astype(np.float64), output) for each in (original, outputs))
-    told = {"kl": float(np.mean(np.sum(np.exp(p) * (p - q), axis=-1)))}
+    told = {"kl": float(np.mean(_divergence(outputs, original, output)))}
     ours, theirs = _classes(outputs), _classes(original)
     told["agreement"] = float(np.mean(ours == theirs))
     if targets is None:
@@ -121,11 +120,16 @@ def gain(outputs: Array, rival: Array, original: Array, task: str, output: str) 
         if task == "regression" or output == "values":
             power = max(float(np.sum(np.square(original, dtype=np.float64))), 1e-30) / len(original)
             return np.asarray(np.square(made - original, dtype=np.float64).reshape(len(made), -1).sum(1) / power)
-        p, q = (_log_probabilities(one.astype(np.float64), output) for one in (original, made))
-        return np.asarray(np.sum(np.exp(p) * (p - q), axis=-1).reshape(len(made), -1).mean(1))
+        return np.asarray(_divergence(made, original, output).reshape(len(made), -1).mean(1))
 
     lower = each(outputs) - each(rival)
     return float(lower.mean()), float(lower.std() / math.sqrt(len(lower)))
+
+
+def _divergence(outputs: Array, original: Array, output: str) -> Array:
+    """KL(original ‖ outputs) of every single answer."""
+    p, q = (_log_probabilities(each.astype(np.float64), output) for each in (original, outputs))
+    return np.asarray(np.sum(np.exp(p) * (p - q), axis=-1))
 
 
 def _log_probabilities(outputs: Array, output: str) -> Array:

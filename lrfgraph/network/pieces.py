@@ -13,9 +13,9 @@ from typing import Literal
 
 import numpy as np
 
-from lrfgraph.network.layers import Array, LayerSpec
+from lrfgraph.network.layers import Array, LayerSpec, native
 
-__all__ = ["Cost", "Piece", "compose", "cost", "layer_cost", "whole"]
+__all__ = ["Cost", "Piece", "compose", "cost", "layer_cost", "native_kernel", "whole"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,12 @@ def compose(pieces: Sequence[Piece], weights: Sequence[Array]) -> Array:
     for piece, weight in zip(pieces[1:], weights[1:], strict=True):
         result = result * weight[..., None, :] if piece.form == "channelwise" else result @ weight
     return result
+
+
+def native_kernel(layer: LayerSpec, pieces: Sequence[Piece], weights: Sequence[Array]) -> Array:
+    """Multiply a chain out to the float32 kernel that the layer itself would keep."""
+    kernel = compose(pieces, [np.asarray(w, np.float64) for w in weights]).reshape(layer.kernel)
+    return native(layer.family, kernel).astype(np.float32)
 
 
 def _compose_cores(cores: Sequence[Array]) -> Array:

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from lrfgraph.network.layers import Array, LayerSpec, native
+from lrfgraph.network.layers import Array, LayerSpec
 from lrfgraph.network.measuring import compare
-from lrfgraph.network.pieces import Piece, compose
+from lrfgraph.network.pieces import Piece, native_kernel
 from lrfgraph.network.program import Program, flatten, run
 from lrfgraph.network.repairing import kernel_variable
 
@@ -38,11 +38,6 @@ class Probe:
     pieces: tuple[Piece, ...]
     weights: tuple[Array, ...]
 
-    def kernel(self) -> Array:
-        """Return the chain multiplied out, as the layer keeps its kernel."""
-        made = compose(self.pieces, [np.asarray(w, np.float64) for w in self.weights])
-        return native(self.layer.family, made.reshape(self.layer.kernel)).astype(np.float32)
-
 
 def probe(
     model: Any,
@@ -60,7 +55,7 @@ def probe(
     at: dict[int, list[int]] = {}
     for number, one in enumerate(probes):
         at.setdefault(walk.first(one.layer.name), []).append(number)
-    kernels = [one.kernel() for one in probes]
+    kernels = [native_kernel(one.layer, one.pieces, one.weights) for one in probes]
     size = walk.chunk(np.asarray(images[:1]), max(at))
     total, weight = np.zeros(len(probes)), 0.0
     for start in range(0, len(images), size):

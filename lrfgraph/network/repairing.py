@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfgraph.network.curvature import linear_output
-from lrfgraph.network.layers import Array, LayerSpec, canonical, native
-from lrfgraph.network.pieces import Piece, compose
+from lrfgraph.network.layers import Array, LayerSpec, canonical
+from lrfgraph.network.pieces import Piece, compose, native_kernel
 from lrfgraph.network.program import Call, Program, flatten, run
 from lrfgraph.network.recording import layer_input
 from lrfgraph.network.rows import Sampler, cut, grouped
@@ -147,7 +147,10 @@ class Walk:
         count = len(next(iter(self.streams.values()))[0])
         replaced = {call.path: self.found[call.path] for call in calls if which and call.path in self.found}
         operations = {call.path: call.operation for call in calls if call.path in replaced}
-        kept = {path: _swap(operations[path], _kernel(*replaced[path]), replaced[path][1].bias) for path in replaced}
+        kept = {
+            path: _swap(operations[path], native_kernel(plan.layer, plan.pieces, new.weights), new.bias)
+            for path, (plan, new) in replaced.items()
+        }
 
         def handler(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             out = call.operation(*args, **kwargs)
@@ -170,12 +173,6 @@ class Walk:
 
 def _own_kernel(call: Call, layer: LayerSpec) -> Array:
     return canonical(layer.family, np.asarray(kernel_variable(call.operation), np.float32), layer.groups)
-
-
-def _kernel(plan: Replaced, refitted: Refitted) -> Array:
-    kernel = compose(plan.pieces, [np.asarray(w, np.float64) for w in refitted.weights])
-    kernel = kernel.reshape(plan.layer.kernel)
-    return native(plan.layer.family, kernel).astype(np.float32)
 
 
 class _Space:

@@ -6,9 +6,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lrfgraph.errors import ConfigurationError
 
-__all__ = ["Candidate", "Choice", "Decision", "LayerChoices", "Policy", "Problem", "cost_of", "keep", "totals"]
+__all__ = [
+    "Candidate",
+    "Choice",
+    "Decision",
+    "LayerChoices",
+    "Policy",
+    "Problem",
+    "cost_of",
+    "keep",
+    "loss_of",
+    "totals",
+    "undominated_rows",
+]
 
 
 @dataclass(frozen=True)
@@ -76,6 +91,20 @@ class Decision:
 
 
 Policy = Callable[[Problem, Any], Decision]
+
+
+def loss_of(candidate: Candidate) -> float:
+    """Predicted output KL where curvature or probes were measured, else the layer's own distortion."""
+    return float(candidate.distortion if candidate.predicted is None else candidate.predicted)
+
+
+def undominated_rows(points: NDArray[np.float64]) -> list[int]:
+    """Return, in rising order, the rows of (n, 3) that no other row matches or beats in all columns."""
+    alive: list[int] = []
+    for index in np.lexsort(points.T[::-1]):
+        if not any(np.all(points[j] <= points[index]) for j in alive):
+            alive.append(int(index))
+    return sorted(alive)
 
 
 def cost_of(cost: str, mix: float, problem: Problem) -> Callable[[Candidate], float]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfgraph.errors import ConfigurationError
-from lrfgraph.selection.base import Choice, Decision, LayerChoices, Problem, need
+from lrfgraph.selection.base import Choice, Decision, LayerChoices, Problem, loss_of, need, undominated_rows
 
 __all__ = ["LayerOptions", "budget", "choice_of", "room", "solve", "undominated"]
 
@@ -45,11 +45,6 @@ def budget(problem: Problem, options: Any) -> Decision:
     if options.params is None and options.macs is None:
         need(None, "--params or --macs (the share kept)", "budget")
     return solve(problem, options.params, options.macs)
-
-
-def loss_of(candidate: Any) -> float:
-    """Predicted output KL where curvature or probes were measured, else the layer's own distortion."""
-    return float(candidate.distortion if candidate.predicted is None else candidate.predicted)
 
 
 def solve(problem: Problem, params: float | None, macs: float | None) -> Decision:
@@ -89,12 +84,7 @@ def undominated(layer: LayerChoices) -> LayerOptions:
     loss = np.array([0.0] + [max(loss_of(c), 0.0) for c in layer.candidates])
     finite = np.flatnonzero(np.isfinite(loss))
     points = np.column_stack([costs, loss])
-    order = np.lexsort((points[:, 2], points[:, 1], points[:, 0]))
-    alive: list[int] = []
-    for index in order[np.isin(order, finite)]:
-        if index == 0 or not any(np.all(points[j] <= points[index]) for j in alive):
-            alive.append(int(index))
-    alive = [0, *sorted(i for i in alive if i)]
+    alive = [0, *(int(i) for i in finite[undominated_rows(points[finite])] if i)]
     kept = tuple(layer.candidates[i - 1] for i in alive[1:])
     slim = LayerChoices(layer.name, layer.parameters, layer.macs, kept, layer.kept)
     return LayerOptions(slim, costs[alive], loss[alive])

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lrfgraph.selection.base import Candidate
+from lrfgraph.selection.base import Candidate, loss_of, undominated_rows
 
 __all__ = ["PLACES", "calibrated", "sensitivity", "to_probe"]
 
@@ -43,16 +43,8 @@ def to_probe(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
 def _undominated(candidates: Sequence[Candidate]) -> list[Candidate]:
     if not candidates:
         return []
-    points = np.array([[c.parameters, c.macs, _loss(c)] for c in candidates])
-    alive: list[int] = []
-    for index in np.lexsort(points.T[::-1]):
-        if not any(np.all(points[j] <= points[index]) for j in alive):
-            alive.append(int(index))
-    return [candidates[index] for index in sorted(alive)]
-
-
-def _loss(candidate: Candidate) -> float:
-    return candidate.distortion if candidate.predicted is None else candidate.predicted
+    points = np.array([[c.parameters, c.macs, loss_of(c)] for c in candidates])
+    return [candidates[index] for index in undominated_rows(points)]
 
 
 def sensitivity(losses: Sequence[float], measured: Sequence[float], floor: float) -> float:
@@ -73,9 +65,9 @@ def calibrated(candidates: Sequence[Candidate], measured: Mapping[tuple[str, str
     """
     probed = [c for c in candidates if (c.method, c.rank) in measured]
     foretold = all(c.predicted is not None for c in candidates)
-    losses = [_loss(c) if foretold else c.distortion for c in probed]
+    losses = [loss_of(c) if foretold else c.distortion for c in probed]
     if not probed or max(losses) <= 0:
         return tuple(candidates)
     floor = RELATIVE_FLOOR * max(losses) if foretold else FLOOR
     slope = sensitivity(losses, [measured[c.method, c.rank] for c in probed], floor)
-    return tuple(replace(c, predicted=slope * (_loss(c) if foretold else c.distortion)) for c in candidates)
+    return tuple(replace(c, predicted=slope * (loss_of(c) if foretold else c.distortion)) for c in candidates)

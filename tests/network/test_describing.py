@@ -119,9 +119,11 @@ def test_a_batchnorm_that_does_not_follow_alone_is_left() -> None:
     fused = k.BatchNormalization()(k.Conv2D(4, 3, activation="relu", name="fused")(x))
     twice = k.Conv2D(4, 3, name="twice")(x)
     wrong_axis = k.BatchNormalization(axis=1)(k.Conv2D(4, 3, name="wrong_axis")(x))
-    out = k.Add()([fused, k.BatchNormalization()(twice), twice, wrong_axis])
+    shared = k.BatchNormalization()  # what one layer asked of it would happen to the other
+    both = [shared(k.Conv2D(4, 3, name=name)(x)) for name in ("one", "other")]
+    out = k.Add()([fused, k.BatchNormalization()(twice), twice, wrong_axis, *both])
     specs = by_name(describe(keras.Model(x, out)))
-    assert {specs[name].batchnorm for name in ("fused", "twice", "wrong_axis")} == {""}
+    assert {specs[name].batchnorm for name in ("fused", "twice", "wrong_axis", "one", "other")} == {""}
 
 
 @pytest.mark.parametrize(

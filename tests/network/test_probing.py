@@ -12,7 +12,7 @@ from lrfgraph.network import probing
 from lrfgraph.network.describing import describe
 from lrfgraph.network.layers import LayerSpec
 from lrfgraph.network.measuring import compare
-from lrfgraph.network.pieces import Piece
+from lrfgraph.network.pieces import Piece, native_kernel
 from lrfgraph.network.probing import Probe, probe
 from lrfgraph.network.program import Call, Program, flatten, run
 from lrfgraph.network.repairing import kernel_variable
@@ -41,7 +41,7 @@ def brute_force(model: Any, one: Probe, images: np.ndarray, output: str) -> floa
     operation = next(call.operation for call in flatten(model).calls if call.path == one.layer.name)
     variable = kernel_variable(operation)
     old = np.asarray(variable)
-    variable.assign(one.kernel())
+    variable.assign(native_kernel(one.layer, one.pieces, one.weights))
     made = np.asarray(model(images, training=False))
     variable.assign(old)
     return compare(made, original, None, "", output)["kl"]

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from lrfgraph.errors import ConfigurationError
 from lrfgraph.selection import POLICIES, Candidate, Choice, Decision, LayerChoices, Problem, totals
-from lrfgraph.selection.budget import loss_of, solve
+from lrfgraph.selection.base import loss_of
+from lrfgraph.selection.budget import solve
 from lrfgraph.selection.evbmf import noise_rank
 from tests.selection.problems import options, problem, smallest_share
 
