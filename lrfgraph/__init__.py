@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lrfgraph.api import compress, plan
-    from lrfgraph.recipe import Recipe
+    from lrfgraph.options.recipe import Recipe
 
 __all__ = ["Recipe", "__version__", "compress", "plan"]
 
 __version__ = "0.1.0"
 
-_HOMES = {"Recipe": "lrfgraph.recipe", "compress": "lrfgraph.api", "plan": "lrfgraph.api"}
+_HOMES = {"Recipe": "lrfgraph.options.recipe", "compress": "lrfgraph.api", "plan": "lrfgraph.api"}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lrfgraph import __version__, pipeline
+from lrfgraph import __version__
 from lrfgraph.engine.events import Event
 from lrfgraph.engine.execute import healing
 from lrfgraph.engine.nodes import Ref, digest
@@ -18,19 +18,20 @@ from lrfgraph.engine.runs import start_run
 from lrfgraph.engine.store import CorruptEntry, Store
 from lrfgraph.engine.workers import workers_for
 from lrfgraph.errors import ConfigurationError, DataError, ModelError, StoreError
+from lrfgraph.layers.similarity import METRICS
+from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.methods import METHODS
 from lrfgraph.methods.base import parse_rank, write_rank
-from lrfgraph.network.layers import LayerSpec
-from lrfgraph.pipeline import Network
-from lrfgraph.recipe import Recipe
-from lrfgraph.refinement import refine, refine_found
-from lrfgraph.search import SEARCHES, Bench
+from lrfgraph.options.recipe import Recipe
+from lrfgraph.run import nodes as pipeline
+from lrfgraph.run.driver import Outcome, Stopped, Unplanned, Walk
+from lrfgraph.run.nodes import Network
+from lrfgraph.run.refinement import refine, refine_found
+from lrfgraph.run.search import SEARCHES, Bench
+from lrfgraph.run.steps import STEPS
 from lrfgraph.selection import POLICIES, Candidate
 from lrfgraph.selection.configuration import read_configuration
 from lrfgraph.selection.sensitivity import to_probe
-from lrfgraph.similarity import METRICS
-from lrfgraph.steps import STEPS
-from lrfgraph.walk import Outcome, Stopped, Unplanned, Walk
 
 __all__ = ["Outcome", "compress", "inspect", "plan", "run_name"]
 
@@ -163,7 +164,7 @@ def _note_idle_patterns(outcome: Outcome) -> None:
 
 def _identity(model: Path, store: Store, keep: bool = True) -> str:
     """Digest a model file's content; the same bytes are opened once."""
-    from lrfgraph.network.reading import model_digest
+    from lrfgraph.network.opening.loading import model_digest
 
     state = None
     if model.is_file():
@@ -174,7 +175,7 @@ def _identity(model: Path, store: Store, keep: bool = True) -> str:
 
 def _image_shape(walk: Walk, outcome: Outcome, base: Path) -> list[int]:
     """The size of the images, for a network that takes any size: MACs and rows depend on it."""
-    from lrfgraph.data import load
+    from lrfgraph.images.splits import load
 
     options, said = walk.recipe.data, walk.data(outcome.network.model)["structure"]
     assumed = [int(n) for n in said["shapes"][str(said["inputs"][0])][1:]]
@@ -228,7 +229,7 @@ def _images(walk: Walk, outcome: Outcome, base: Path) -> Network:
     """Find and divide the images; without any, the run is data-free and says so."""
     from dataclasses import replace
 
-    from lrfgraph.data import source_digest, source_state
+    from lrfgraph.images.splits import source_digest, source_state
 
     network, recipe = outcome.network, walk.recipe
     if recipe.data.source is None:
@@ -280,7 +281,7 @@ def _baseline(walk: Walk, outcome: Outcome) -> None:
 
 
 def _at_chance(walk: Walk, outcome: Outcome, measured: Mapping[str, Any], chance: float) -> str:
-    from lrfgraph.steps.sources import try_preprocessings
+    from lrfgraph.run.steps.sources import try_preprocessings
 
     network = outcome.network
     assert network.data is not None

@@ -14,7 +14,7 @@ import typer
 
 from lrfgraph import __version__
 from lrfgraph.errors import LrfError, RecipeError
-from lrfgraph.recipe import Recipe, fields_of
+from lrfgraph.options.recipe import Recipe, fields_of
 
 __all__ = ["COMMON", "OPTIONS", "app", "main"]
 
@@ -148,7 +148,7 @@ FILLED = ("made", "base", "as_json")
 @_takes_recipe()
 def run(model: Model, made: Recipe, base: Path, as_json: bool) -> None:
     """Compress MODEL and write the smaller model with an account of what was lost."""
-    from lrfgraph.report.running import run_and_report
+    from lrfgraph.commands.run import run_and_report
 
     run_and_report(model, made, base, as_json=as_json)
 
@@ -157,7 +157,7 @@ def run(model: Model, made: Recipe, base: Path, as_json: bool) -> None:
 @_takes_recipe(policy="pareto")
 def select(model: Model, made: Recipe, base: Path, as_json: bool) -> None:
     """Take one point of the front of MODEL (policy pareto, --point K) and finish it; nothing is explored again."""
-    from lrfgraph.report.running import run_and_report
+    from lrfgraph.commands.run import run_and_report
 
     run_and_report(model, made, base, as_json=as_json)
 
@@ -166,7 +166,7 @@ def select(model: Model, made: Recipe, base: Path, as_json: bool) -> None:
 @_takes_recipe()
 def plan(model: Model, made: Recipe, base: Path, as_json: bool) -> None:
     """Say what `run` would compute and what it would reuse, and why; exit code 3 if there is something to compute."""
-    from lrfgraph.report.planning import plan_and_report
+    from lrfgraph.commands.plan import plan_and_report
 
     if plan_and_report(model, made, base, as_json=as_json):
         raise typer.Exit(3)
@@ -182,7 +182,7 @@ def explain(
     as_json: bool,
 ) -> None:
     """Show the candidates of LAYER in MODEL, which one was chosen, and what excluded the others."""
-    from lrfgraph.report.explaining import explain_layer
+    from lrfgraph.commands.explain import explain_layer
 
     explain_layer(model, layer, made, base, as_json=as_json)
 
@@ -191,7 +191,7 @@ def explain(
 @_takes_recipe(LOOKING, beside=False)
 def inspect(model: Model, made: Recipe, base: Path, as_json: bool) -> None:
     """Print every layer: kernel, parameters and MACs with their share, break-even ranks, methods or why none."""
-    from lrfgraph.report.inspecting import inspect_model
+    from lrfgraph.commands.inspect import inspect_model
 
     inspect_model(model, made, as_json=as_json)
 
@@ -202,7 +202,7 @@ Out = Annotated[Path, typer.Option(help="Folder for the results, the model and t
 @app.command()
 def demo(out: Out = Path("lrfgraph-demo"), json: Json = False, debug: Debug = False) -> None:
     """Compress a small network that comes with the package, fine-tuning included; under two minutes on two cores."""
-    from lrfgraph.report.demonstrating import demonstrate
+    from lrfgraph.commands.demo import demonstrate
 
     demonstrate(out, as_json=json)
 
@@ -235,7 +235,7 @@ def ls(
     cache: CacheFolder = None, json: Json = False, debug: Debug = False,
 ) -> None:  # fmt: skip
     """List runs with entries, size and age; with --kind or --run the entries themselves."""
-    from lrfgraph.report import caching
+    from lrfgraph.commands import cache as caching
 
     caching.ls(_folder(cache), kind, run, as_json=json)
 
@@ -243,7 +243,7 @@ def ls(
 @cache.command()
 def du(cache: CacheFolder = None, json: Json = False, debug: Debug = False) -> None:
     """Print entries and bytes by kind."""
-    from lrfgraph.report import caching
+    from lrfgraph.commands import cache as caching
 
     caching.du(_folder(cache), as_json=json)
 
@@ -254,7 +254,7 @@ def verify(
     cache: CacheFolder = None, json: Json = False, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Digest every file again; exit code 1 if something is damaged."""
-    from lrfgraph.report import caching
+    from lrfgraph.commands import cache as caching
 
     if caching.verify(_folder(cache), remove, as_json=json):
         raise typer.Exit(1)
@@ -268,7 +268,7 @@ def gc(
     cache: CacheFolder = None, json: Json = False, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Remove what was not used for long, or the least recently used; never what a live or pinned run stands on."""
-    from lrfgraph.report import caching
+    from lrfgraph.commands import cache as caching
 
     caching.gc(_folder(cache), max_size, older_than, dry_run, as_json=json)
 
@@ -280,7 +280,7 @@ def rm(
     cache: CacheFolder = None, json: Json = False, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Remove a run with the entries that no other run stands on, or all entries of a kind."""
-    from lrfgraph.report import caching
+    from lrfgraph.commands import cache as caching
 
     caching.rm(_folder(cache), run, kind, as_json=json)
 
@@ -288,7 +288,7 @@ def rm(
 @cache.command()
 def pin(run: RunName, cache: CacheFolder = None, debug: Debug = False) -> None:
     """Keep everything that a run stands on, whatever `gc` is asked to do."""
-    from lrfgraph.report import caching
+    from lrfgraph.commands import cache as caching
 
     caching.pin(_folder(cache), run, True)
 
@@ -296,7 +296,7 @@ def pin(run: RunName, cache: CacheFolder = None, debug: Debug = False) -> None:
 @cache.command()
 def unpin(run: RunName, cache: CacheFolder = None, debug: Debug = False) -> None:
     """Let `gc` remove again what a run stands on."""
-    from lrfgraph.report import caching
+    from lrfgraph.commands import cache as caching
 
     caching.pin(_folder(cache), run, False)
 
@@ -370,7 +370,7 @@ def _leave(code: int, message: str, program: bool) -> None:
     if code != 130 or not program:
         _say(message)
         sys.exit(code)
-    from lrfgraph.network.starting import release_stderr
+    from lrfgraph.network.opening.start import release_stderr
 
     release_stderr()
     with suppress(OSError):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lrfgraph.cli import OPTIONS
-from lrfgraph.recipe import Option, fields_of
+from lrfgraph.options.recipe import Option, fields_of
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- options -->", "<!-- end of options -->"

@@ -10,7 +10,7 @@ from conftest import DATA, Finished
 
 from lrfgraph import Recipe, compress, plan
 from lrfgraph.api import inspect, run_name
-from lrfgraph.engine.care import list_entries
+from lrfgraph.engine.maintenance import list_entries
 from lrfgraph.engine.store import Store
 from lrfgraph.errors import DataError
 

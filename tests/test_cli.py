@@ -13,7 +13,7 @@ import pytest
 from conftest import DATA, Call, Finished
 
 from lrfgraph.cli import OPTIONS
-from lrfgraph.recipe import fields_of
+from lrfgraph.options.recipe import fields_of
 
 MODEL, IMAGES = DATA / "tiny_cnn.keras", DATA / "tiny_digits.npz"
 
@@ -253,10 +253,10 @@ def test_inspect_lists_every_layer(finished: Finished, call: Call) -> None:
 
 
 def test_break_even_is_where_the_saving_ends() -> None:
+    from lrfgraph.commands.inspect import break_even
+    from lrfgraph.layers.pieces import cost
+    from lrfgraph.layers.spec import LayerSpec
     from lrfgraph.methods import METHODS
-    from lrfgraph.network.layers import LayerSpec
-    from lrfgraph.network.pieces import cost
-    from lrfgraph.report.inspecting import break_even
 
     shape = ((8, 8, 64),)
     kernel, sizes = (1, 3, 3, 64, 64), {"input_shapes": shape, "output_shapes": shape}

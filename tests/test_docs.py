@@ -14,8 +14,8 @@ from conftest import Call
 
 from lrfgraph.cli import COMMON, OPTIONS
 from lrfgraph.methods import METHODS
-from lrfgraph.recipe import fields_of
-from lrfgraph.search import SEARCHES
+from lrfgraph.options.recipe import fields_of
+from lrfgraph.run.search import SEARCHES
 from lrfgraph.selection import POLICIES
 
 ROOT = Path(__file__).parent.parent

@@ -16,22 +16,18 @@ PACKAGE = Path(lrfgraph.__file__).parent
 
 ROOMS = (
     "errors",
-    "recipe",
-    "demo",
-    "sources",
-    "data",
-    "network",
+    "layers",
     "methods",
-    "similarity",
-    "selection",
+    "options",
+    "demo",
     "engine",
-    "steps",
-    "pipeline",
-    "search",
-    "refinement",
-    "walk",
+    "images",
+    "selection",
+    "network",
+    "run",
     "api",
     "report",
+    "commands",
     "cli",
     "__main__",
 )
@@ -107,7 +103,7 @@ def test_engine_knows_neither_keras_nor_low_rank() -> None:
         assert rooms <= {"engine", "errors", "__version__"}, path.name
 
 
-@pytest.mark.parametrize("module", ["lrfgraph.cli", "lrfgraph.api", "lrfgraph.report.planning"])
+@pytest.mark.parametrize("module", ["lrfgraph.cli", "lrfgraph.api", "lrfgraph.commands.plan"])
 def test_nothing_heavy_is_loaded_with(module: str) -> None:
     code = f"import sys, {module}; print(*sorted({HEAVY!r} & set(sys.modules)))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

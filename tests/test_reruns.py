@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 from conftest import DATA, Finished
 
-from lrfgraph import api, pipeline
+from lrfgraph import api
 from lrfgraph.cli import read_recipe
 from lrfgraph.engine.nodes import Node, Ref, Task, digest, key_of
+from lrfgraph.images.sources import source_digest
+from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.methods import METHODS
 from lrfgraph.methods.base import write_rank
-from lrfgraph.network.layers import LayerSpec
-from lrfgraph.pipeline import Network
-from lrfgraph.recipe import Recipe, fields_of
-from lrfgraph.sources import source_digest
-from lrfgraph.steps import STEPS
+from lrfgraph.options.recipe import Recipe, fields_of
+from lrfgraph.run import nodes as pipeline
+from lrfgraph.run.nodes import Network
+from lrfgraph.run.steps import STEPS
 
 # Keys, without running anything -------------------------------------------------------------------------------------
 
@@ -430,7 +431,7 @@ def test_plan_says_what_run_does(change: tuple[str, ...], finished: Finished, ca
 
 
 def test_a_live_run_is_safe_from_gc(finished: Finished, cache: Path) -> None:
-    from lrfgraph.engine.care import gc, list_entries
+    from lrfgraph.engine.maintenance import gc, list_entries
     from lrfgraph.engine.store import Store
 
     store, kept = Store(cache), []

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lrfgraph.recipe import Recipe
+from lrfgraph.options.recipe import Recipe
 
 __all__ = ["DATA", "MODEL", "recipe"]
 

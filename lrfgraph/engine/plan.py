@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from lrfgraph.engine.care import keys_of
+from lrfgraph.engine.maintenance import keys_of
 from lrfgraph.engine.resolve import Resolution, Resolved
 from lrfgraph.engine.store import CorruptEntry, Store
 

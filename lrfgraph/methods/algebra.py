@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from lrfgraph.errors import ConfigurationError
+from lrfgraph.layers.spec import Array, LayerSpec
 from lrfgraph.methods.base import Arrays, Method, Rank, write_rank
-from lrfgraph.network.layers import Array, LayerSpec
 
 __all__ = ["balance", "finish", "fix_signs", "hosvd", "positions_first", "principal", "split", "transpose"]
 

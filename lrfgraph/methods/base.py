@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from lrfgraph.network.layers import Array, LayerSpec
-from lrfgraph.network.pieces import Piece
+from lrfgraph.layers.pieces import Piece
+from lrfgraph.layers.spec import Array, LayerSpec
 
 __all__ = ["Arrays", "Method", "Rank", "parse_rank", "write_rank"]
 

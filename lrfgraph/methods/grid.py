@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from lrfgraph.layers.pieces import cost, layer_cost
+from lrfgraph.layers.spec import Array, LayerSpec
 from lrfgraph.methods.base import Method, Rank
-from lrfgraph.network.layers import Array, LayerSpec
-from lrfgraph.network.pieces import cost, layer_cost
 
 __all__ = ["budgets", "by_truncation", "single_ranks", "tails", "worthwhile"]
 

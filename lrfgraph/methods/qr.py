@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from lrfgraph.layers.spec import Array
 from lrfgraph.methods.algebra import balance
 from lrfgraph.methods.svd import Svd
-from lrfgraph.network.layers import Array
 
 __all__ = ["Qr"]
 

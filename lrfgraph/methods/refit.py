@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lrfgraph.network.layers import Array, LayerSpec
-from lrfgraph.network.pieces import Piece, compose
+from lrfgraph.layers.pieces import Piece, compose
+from lrfgraph.layers.spec import Array, LayerSpec
 
 __all__ = ["balance", "gradients", "refit"]
 

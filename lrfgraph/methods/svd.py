@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lrfgraph.layers.pieces import Piece
+from lrfgraph.layers.spec import Array, LayerSpec
 from lrfgraph.methods.algebra import finish, split
 from lrfgraph.methods.base import Arrays, Rank
 from lrfgraph.methods.grid import single_ranks
-from lrfgraph.network.layers import Array, LayerSpec
-from lrfgraph.network.pieces import Piece
 
 __all__ = ["Svd"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lrfgraph.layers.pieces import Piece
+from lrfgraph.layers.spec import Array, LayerSpec
 from lrfgraph.methods.algebra import finish, positions_first, split
 from lrfgraph.methods.base import Arrays, Rank
 from lrfgraph.methods.grid import single_ranks
-from lrfgraph.network.layers import Array, LayerSpec
-from lrfgraph.network.pieces import Piece
 
 __all__ = ["SvdChannel"]
 

@@ -8,11 +8,11 @@ from math import prod
 
 import numpy as np
 
+from lrfgraph.layers.pieces import Piece
+from lrfgraph.layers.spec import Array, LayerSpec
 from lrfgraph.methods.algebra import balance, finish, principal, split, transpose
 from lrfgraph.methods.base import Arrays, Rank
 from lrfgraph.methods.grid import budgets, by_truncation, tails, worthwhile
-from lrfgraph.network.layers import Array, LayerSpec
-from lrfgraph.network.pieces import Piece
 
 __all__ = ["Ttm"]
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lrfgraph.layers.spec import Array, LayerSpec
 from lrfgraph.methods.algebra import balance, positions_first, principal, transpose
 from lrfgraph.methods.base import Arrays, Method
-from lrfgraph.network.layers import Array, LayerSpec
 
 __all__ = ["Unweighting", "weigh"]
 

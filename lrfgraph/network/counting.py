@@ -6,8 +6,8 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
-from lrfgraph.network.pieces import Cost
-from lrfgraph.network.program import Call, Program, flatten, run
+from lrfgraph.layers.pieces import Cost
+from lrfgraph.network.graph import Call, Program, flatten, run
 
 __all__ = ["ASSUMED_SIZE", "count", "operation_macs", "static_shapes"]
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from lrfgraph.network.layers import Array, LayerSpec
-from lrfgraph.network.program import Call, Program, flatten, run
+from lrfgraph.layers.spec import Array, LayerSpec
+from lrfgraph.network.graph import Call, Program, flatten, run
 
 __all__ = ["curvature"]
 

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfgraph.errors import ModelError
-from lrfgraph.network.archive import digest, one_line
+from lrfgraph.layers.pieces import layer_cost
+from lrfgraph.layers.spec import LAYER_KINDS, LayerKind, LayerSpec, canonical
 from lrfgraph.network.counting import Shape, operation_macs, static_shapes
-from lrfgraph.network.layers import LAYER_KINDS, LayerKind, LayerSpec, canonical
-from lrfgraph.network.pieces import layer_cost
-from lrfgraph.network.program import Call, Program, Slot, flatten
+from lrfgraph.network.graph import Call, Program, Slot, flatten
+from lrfgraph.network.opening.archive import digest, one_line
 
 __all__ = ["Description", "describe"]
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from lrfgraph.network.layers import Array, LayerSpec
-from lrfgraph.network.measuring import compare
-from lrfgraph.network.pieces import Piece, native_kernel
-from lrfgraph.network.program import Program, flatten, run
-from lrfgraph.network.repairing import kernel_variable
+from lrfgraph.layers.pieces import Piece, native_kernel
+from lrfgraph.layers.spec import Array, LayerSpec
+from lrfgraph.network.evaluating import compare
+from lrfgraph.network.graph import Program, flatten, run
+from lrfgraph.network.repair.streams import kernel_variable
 
 __all__ = ["Probe", "probe"]
 

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from lrfgraph.errors import LayerError, ModelError, OutputError
-from lrfgraph.network.archive import one_line
-from lrfgraph.network.chains import Chain, Made, make_layers
+from lrfgraph.layers.spec import Array
 from lrfgraph.network.counting import count, static_shapes
-from lrfgraph.network.layers import Array
-from lrfgraph.network.program import flatten, input_structure
-from lrfgraph.network.reading import load_model, locate_operations
+from lrfgraph.network.graph import flatten, input_structure
+from lrfgraph.network.keras_layers import Chain, Made, make_layers
+from lrfgraph.network.opening.archive import one_line
+from lrfgraph.network.opening.loading import load_model, locate_operations
 
 __all__ = ["FILES", "Chain", "count", "rebuild", "save", "verify_files"]
 

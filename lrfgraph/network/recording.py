@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from lrfgraph.network.layers import Array, LayerSpec
-from lrfgraph.network.program import Call, Program, flatten, run
-from lrfgraph.network.rows import Sampler, add_moments, cut
+from lrfgraph.layers.rows import Sampler, add_moments, cut
+from lrfgraph.layers.spec import Array, LayerSpec
+from lrfgraph.network.graph import Call, Program, flatten, run
 
 __all__ = ["Recording", "layer_input", "record"]
 

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfgraph.errors import DataError
-from lrfgraph.network.losses import FORMS, form_of
-from lrfgraph.network.measuring import compiled_forward, measure, predict
-from lrfgraph.recipe import FinetuneOptions
-from lrfgraph.sources import channel_axis
+from lrfgraph.images.sources import channel_axis
+from lrfgraph.network.evaluating import compiled_forward, measure, predict
+from lrfgraph.network.heads import FORMS, form_of
+from lrfgraph.options.recipe import FinetuneOptions
 
 __all__ = ["History", "finetune", "measure", "predict"]
 

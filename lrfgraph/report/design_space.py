@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lrfgraph.errors import OutputError
-from lrfgraph.network.pieces import layer_cost
-from lrfgraph.similarity import METRICS
-from lrfgraph.walk import Outcome
+from lrfgraph.layers.pieces import layer_cost
+from lrfgraph.layers.similarity import METRICS
+from lrfgraph.run.driver import Outcome
 
 __all__ = ["CANDIDATE_COLUMNS", "CONFIGURATION_COLUMNS", "candidates", "configurations", "write_design_space"]
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from lrfgraph.api import Outcome, run_name
 from lrfgraph.errors import OutputError
-from lrfgraph.network.pieces import layer_cost
-from lrfgraph.pipeline import kept_reason
+from lrfgraph.layers.pieces import layer_cost
+from lrfgraph.run.nodes import kept_reason
 from lrfgraph.selection.configuration import write_configuration
 
 __all__ = ["STAGES", "result_folder", "summary", "write"]

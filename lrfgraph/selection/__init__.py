@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from lrfgraph.selection.base import Candidate, Choice, Decision, LayerChoices, Policy, Problem, totals
-from lrfgraph.selection.budget import budget
-from lrfgraph.selection.energy import energy
-from lrfgraph.selection.evbmf import evbmf
-from lrfgraph.selection.given import given
-from lrfgraph.selection.threshold import threshold
-from lrfgraph.selection.uniform import uniform
+from lrfgraph.selection.policies.budget import budget
+from lrfgraph.selection.policies.energy import energy
+from lrfgraph.selection.policies.evbmf import evbmf
+from lrfgraph.selection.policies.given import given
+from lrfgraph.selection.policies.threshold import threshold
+from lrfgraph.selection.policies.uniform import uniform
+from lrfgraph.selection.problem import Candidate, Choice, Decision, LayerChoices, Policy, Problem, totals
 
 __all__ = ["POLICIES", "Candidate", "Choice", "Decision", "LayerChoices", "Policy", "Problem", "totals"]
 

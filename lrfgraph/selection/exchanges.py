@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfgraph.selection.base import Choice, Problem
-from lrfgraph.selection.budget import LayerOptions, choice_of, room, undominated
+from lrfgraph.selection.policies.budget import LayerOptions, choice_of, room, undominated
+from lrfgraph.selection.problem import Choice, Problem
 
 __all__ = ["Exchange", "exchanges", "next_exchange", "ranks_of"]
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lrfgraph.selection.base import Candidate, loss_of, undominated_rows
+from lrfgraph.selection.problem import Candidate, loss_of, undominated_rows
 
 __all__ = ["PLACES", "calibrated", "sensitivity", "to_probe"]
 

@@ -70,7 +70,7 @@ def main() -> None:
 
 def corruptions(given: argparse.Namespace) -> dict[str, Any]:
     """Damage copies of a finished cache and ask both questions again."""
-    from lrfgraph.engine.care import verify
+    from lrfgraph.engine.maintenance import verify
     from lrfgraph.engine.store import Store
 
     sys.path.insert(0, str(ROOT))
@@ -110,8 +110,8 @@ def corruptions(given: argparse.Namespace) -> dict[str, Any]:
 def ask(cache: Path, options: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
     """Run within this process; returns all numbers of the result, and what was found damaged."""
     from lrfgraph.api import compress
-    from lrfgraph.network.archive import model_digest
-    from lrfgraph.recipe import Recipe
+    from lrfgraph.network.opening.archive import model_digest
+    from lrfgraph.options.recipe import Recipe
     from lrfgraph.report.summary import summary
 
     recipe = Recipe().with_option("run.cache", str(cache))

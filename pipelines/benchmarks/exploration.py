@@ -83,10 +83,10 @@ def measure_yardsticks(name: str, given: argparse.Namespace, candidates: int) ->
     from lrfgraph.api import compress
     from lrfgraph.methods import METHODS
     from lrfgraph.methods.base import parse_rank
-    from lrfgraph.network.measuring import predict
+    from lrfgraph.network.evaluating import predict
     from lrfgraph.network.rebuilding import Chain, rebuild
-    from lrfgraph.steps.candidates import factors_of
-    from lrfgraph.steps.common import layers_of, network_of
+    from lrfgraph.run.steps.candidates import factors_of
+    from lrfgraph.run.steps.common import layers_of, network_of
 
     with tempfile.TemporaryDirectory(dir=given.cache) as folder:
         recipe = recipe_of(name, given, explore__ranks=2, explore__methods="tucker,cp,svd", select__policy="threshold")

@@ -14,10 +14,10 @@ from typing import Any
 
 from networks import arguments, model_path, print_table, recipe_of, write
 
-from lrfgraph import pipeline
 from lrfgraph.api import Outcome, compress
 from lrfgraph.engine.nodes import Ref
 from lrfgraph.errors import ConfigurationError
+from lrfgraph.run import nodes as pipeline
 
 LIMIT = 1.5
 SHARES = {

@@ -158,7 +158,7 @@ def serve() -> None:
     """Open the files named on standard input, one answer a line."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     from lrfgraph.errors import LrfError
-    from lrfgraph.network.reading import load_model, model_digest
+    from lrfgraph.network.opening.loading import load_model, model_digest
 
     answers, heard = sys.stdout, []
     sys.stdout = sys.stderr

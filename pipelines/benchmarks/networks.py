@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lrfgraph.recipe import Recipe
+from lrfgraph.options.recipe import Recipe
 
 UNIT = {"data.scale": "1/255"}
 IMAGENET = {**UNIT, "data.mean": "0.485,0.456,0.406", "data.std": "0.229,0.224,0.225"}

@@ -88,7 +88,7 @@ def numbers(cache: Path, tuned: bool = False) -> dict[str, Any]:
 
     tuned : take those after fine-tuning too.
     """
-    from lrfgraph.network.archive import model_digest
+    from lrfgraph.network.opening.archive import model_digest
 
     found = {}
     for key in sorted(entries(cache)):

@@ -15,10 +15,10 @@ from typing import Any
 
 from networks import arguments, model_path, recipe_of, write
 
-from lrfgraph import pipeline
 from lrfgraph.api import Outcome, compress
 from lrfgraph.engine.nodes import Ref
-from lrfgraph.recipe import Recipe
+from lrfgraph.options.recipe import Recipe
+from lrfgraph.run import nodes as pipeline
 
 LIMIT = 1.5
 """Points of test accuracy that "removed at" allows."""

@@ -13,9 +13,9 @@ from typing import Any
 
 from networks import arguments, model_path, print_table, recipe_of, write
 
-from lrfgraph import pipeline
 from lrfgraph.api import compress
 from lrfgraph.methods import METHODS
+from lrfgraph.run import nodes as pipeline
 
 THRESHOLDS = (0.99, 0.98, 0.97, 0.95)
 HYBRID = "hybrid"

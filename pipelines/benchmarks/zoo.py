@@ -16,8 +16,8 @@ import numpy as np
 from networks import NETWORKS, arguments, model_path, print_table, recipe_of, write
 
 from lrfgraph.api import compress
+from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.methods import METHODS
-from lrfgraph.network.layers import LayerSpec
 
 TOLERANCE = 1e-4
 IMAGES = 16
@@ -88,9 +88,9 @@ def full_rank(outcome: Any) -> dict[str, float]:
     """
     import keras
 
-    from lrfgraph.network.program import input_structure
+    from lrfgraph.network.graph import input_structure
     from lrfgraph.network.rebuilding import Chain, rebuild
-    from lrfgraph.steps.common import fresh_network_of
+    from lrfgraph.run.steps.common import fresh_network_of
 
     entry = outcome.walk.store.open(outcome.network.model)
     model, rng = fresh_network_of(entry), np.random.default_rng(0)

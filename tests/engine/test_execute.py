@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toys import STEPS, expected, grid
 
-from lrfgraph.engine.care import fingerprints
 from lrfgraph.engine.events import Event
 from lrfgraph.engine.execute import execute, graph_of
+from lrfgraph.engine.maintenance import fingerprints
 from lrfgraph.engine.nodes import Node, Ref, Result, Step, Task
 from lrfgraph.engine.resolve import resolve
 from lrfgraph.engine.store import Store

@@ -16,10 +16,10 @@ import pytest
 from faults import ENV, corrupt_at_random, counts_of, kill_at_random, start
 from toys import STEPS, grid
 
-from lrfgraph.engine.care import fingerprints, keys_of, verify
 from lrfgraph.engine.events import Event
 from lrfgraph.engine.execute import execute, healing
 from lrfgraph.engine.leases import live
+from lrfgraph.engine.maintenance import fingerprints, keys_of, verify
 from lrfgraph.engine.memory import ARRAYS
 from lrfgraph.engine.nodes import Node, Result, Step, Task
 from lrfgraph.engine.resolve import resolve

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from lrfgraph.layers.spec import LAYER_KINDS, Array, LayerSpec
 from lrfgraph.methods import METHODS
 from lrfgraph.methods.base import Method
-from lrfgraph.network.layers import LAYER_KINDS, Array, LayerSpec
 
 
 def layer(

@@ -9,10 +9,10 @@ from itertools import product
 import numpy as np
 import pytest
 
+from lrfgraph.layers.pieces import compose
+from lrfgraph.layers.spec import Array, LayerSpec
 from lrfgraph.methods import METHODS, algebra, grid, ttm
 from lrfgraph.methods.base import Method, Rank
-from lrfgraph.network.layers import Array, LayerSpec
-from lrfgraph.network.pieces import compose
 from tests.methods.examples import fit, layer, output_error, random_kernel
 
 CONV = layer("conv2d", (1, 3, 3, 12, 16))

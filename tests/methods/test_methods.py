@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrfgraph.errors import ConfigurationError
+from lrfgraph.layers.pieces import compose, cost, layer_cost
+from lrfgraph.layers.spec import LAYER_KINDS, LayerSpec
 from lrfgraph.methods import METHODS
 from lrfgraph.methods.base import Method, Rank, parse_rank, write_rank
-from lrfgraph.network.layers import LAYER_KINDS, LayerSpec
-from lrfgraph.network.pieces import compose, cost, layer_cost
 from tests.methods.examples import LAYERS, NAMES, PAIRS, SHARES, fit, layer, random_kernel
 
 pairs = pytest.mark.parametrize(("method", "spec"), PAIRS, ids=NAMES)

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lrfgraph.layers.pieces import compose
+from lrfgraph.layers.spec import Array, LayerSpec
 from lrfgraph.methods import refit as module
 from lrfgraph.methods.base import Method
 from lrfgraph.methods.refit import balance, gradients, refit
-from lrfgraph.network.layers import Array, LayerSpec
-from lrfgraph.network.pieces import compose
 from tests.methods.examples import NAMES, PAIRS, SHARES, correlated_moments, fit, random_kernel
 
 FEW = [index for index, (_, spec) in enumerate(PAIRS) if spec.weights <= 2000]

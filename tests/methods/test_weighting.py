@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lrfgraph.layers.pieces import compose
+from lrfgraph.layers.spec import Array, LayerSpec
 from lrfgraph.methods import METHODS
 from lrfgraph.methods.base import Method, Rank
 from lrfgraph.methods.weighting import Unweighting, weigh
-from lrfgraph.network.layers import Array, LayerSpec
-from lrfgraph.network.pieces import compose
 from tests.methods.examples import NAMES, PAIRS, SHARES, correlated_moments, fit, layer, output_error, random_kernel
 
 pairs = pytest.mark.parametrize(("method", "spec"), PAIRS, ids=NAMES)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lrfgraph.network.program import input_structure
+from lrfgraph.network.graph import input_structure
 
 
 def randomize(model: Any, seed: int = 0) -> Any:

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lrfgraph.layers.similarity import output_error
+from lrfgraph.layers.spec import native
 from lrfgraph.network.curvature import SOFTNESS, _temperature, curvature, linear_output
 from lrfgraph.network.describing import describe
-from lrfgraph.network.layers import native
-from lrfgraph.network.program import Call, flatten, run
+from lrfgraph.network.graph import Call, flatten, run
 from lrfgraph.network.recording import record
-from lrfgraph.similarity import output_error
 from tests.network.models import randomize, shared
 
 SEED = 7

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from lrfgraph.errors import ModelError
+from lrfgraph.layers.spec import LAYER_KINDS, LayerSpec, canonical, native
 from lrfgraph.network.describing import Description, describe
-from lrfgraph.network.layers import LAYER_KINDS, LayerSpec, canonical, native
 from lrfgraph.network.rebuilding import count
 from tests.network.models import LAYERS, MODELS, inputs_for, outputs_of
 

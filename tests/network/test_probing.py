@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lrfgraph.layers.pieces import Piece, native_kernel
+from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.network import probing
 from lrfgraph.network.describing import describe
-from lrfgraph.network.layers import LayerSpec
-from lrfgraph.network.measuring import compare
-from lrfgraph.network.pieces import Piece, native_kernel
+from lrfgraph.network.evaluating import compare
+from lrfgraph.network.graph import Call, Program, flatten, run
 from lrfgraph.network.probing import Probe, probe
-from lrfgraph.network.program import Call, Program, flatten, run
-from lrfgraph.network.repairing import kernel_variable
+from lrfgraph.network.repair.streams import kernel_variable
 from tests.network import models
 
 PROBED = ("stem", "inner", "logits")

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrfgraph.errors import LayerError, ModelError, OutputError
+from lrfgraph.layers.pieces import Piece, compose, cost
+from lrfgraph.layers.spec import LayerSpec, native
 from lrfgraph.methods import METHODS
 from lrfgraph.network.describing import Description, describe
-from lrfgraph.network.layers import LayerSpec, native
-from lrfgraph.network.pieces import Piece, compose, cost
 from lrfgraph.network.rebuilding import FILES, Chain, count, rebuild, save, verify_files
 from tests.network.models import GRAPHS, MODELS, inputs_for, one_layer, outputs_of, randomize
 

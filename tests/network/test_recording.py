@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lrfgraph.layers.rows import cut, grouped
 from lrfgraph.network import recording
 from lrfgraph.network.describing import describe
-from lrfgraph.network.program import flatten, run
+from lrfgraph.network.graph import flatten, run
 from lrfgraph.network.recording import record
-from lrfgraph.network.rows import cut, grouped
 from tests.network.models import GRAPHS, nested, randomize, residual, shared
 
 

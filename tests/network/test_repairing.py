@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lrfgraph.layers.pieces import compose, whole
+from lrfgraph.layers.spec import native
 from lrfgraph.methods import METHODS
 from lrfgraph.methods.refit import refit
 from lrfgraph.network.curvature import curvature
 from lrfgraph.network.describing import Description, describe
-from lrfgraph.network.layers import native
-from lrfgraph.network.pieces import compose, whole
 from lrfgraph.network.rebuilding import Chain, rebuild
-from lrfgraph.network.repairing import Refitted, Replaced, Walk, assign, shift_batchnorm
+from lrfgraph.network.repair.streams import Refitted, Replaced, Walk, assign, shift_batchnorm
 from tests.network.models import randomize
 
 IMAGES = 160

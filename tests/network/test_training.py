@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from lrfgraph.errors import DataError
-from lrfgraph.network.measuring import measure, predict
+from lrfgraph.network.evaluating import measure, predict
 from lrfgraph.network.training import CHECKPOINT, finetune, moved
-from lrfgraph.recipe import FinetuneOptions
+from lrfgraph.options.recipe import FinetuneOptions
 
 RANDOM = np.random.default_rng(0)
 OPTIONS = FinetuneOptions(epochs=3, batch=16, learning_rate=3e-2)

@@ -11,9 +11,9 @@ import pytest
 
 from lrfgraph.api import Outcome, compress
 from lrfgraph.errors import OutputError
-from lrfgraph.recipe import Recipe
+from lrfgraph.options.recipe import Recipe
 from lrfgraph.report.design_space import CANDIDATE_COLUMNS, CONFIGURATION_COLUMNS, write_design_space
-from lrfgraph.search import Point
+from lrfgraph.run.search import Point
 from tests.network.models import residual
 
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from lrfgraph.errors import ConfigurationError
 from lrfgraph.selection import Candidate, Choice, LayerChoices, Problem, totals
-from lrfgraph.selection.base import loss_of
-from lrfgraph.selection.budget import solve
 from lrfgraph.selection.exchanges import SMALLEST, Exchange, exchanges, next_exchange
+from lrfgraph.selection.policies.budget import solve
+from lrfgraph.selection.problem import loss_of
 from tests.selection.problems import problem
 
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from lrfgraph.errors import ConfigurationError
 from lrfgraph.selection import POLICIES, Candidate, Choice, Decision, LayerChoices, Problem, totals
-from lrfgraph.selection.base import loss_of
-from lrfgraph.selection.budget import solve
-from lrfgraph.selection.evbmf import noise_rank
+from lrfgraph.selection.policies.budget import solve
+from lrfgraph.selection.policies.evbmf import noise_rank
+from lrfgraph.selection.problem import loss_of
 from tests.selection.problems import options, problem, smallest_share
 
 SEEDS = st.integers(0, 10_000)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lrfgraph.api import compress
-from lrfgraph.recipe import Recipe
+from lrfgraph.options.recipe import Recipe
 
 MODEL = Path(__file__).parents[1] / "data" / "tiny_cnn.keras"
 

@@ -1,0 +1,140 @@
+"""A cache as a person sees it: what is in it, whether it is sound, what can go."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lrfgraph.engine import maintenance as care
+from lrfgraph.engine import runs
+from lrfgraph.engine.store import Store
+from lrfgraph.errors import StoreError
+from lrfgraph.report.tables import age_text, bytes_text, columns, seconds_text
+
+__all__ = ["du", "gc", "ls", "pin", "rm", "verify"]
+
+
+def _open(folder: Path) -> Store:
+    store = Store(folder)
+    if not store.base.is_dir():
+        raise StoreError(f"{folder} is no cache of lrfgraph; name one with --cache DIR")
+    return store
+
+
+def ls(folder: Path, kind: str | None, run: str | None, *, as_json: bool = False) -> None:
+    """List the runs, or the entries of a kind or of a run."""
+    store = _open(folder)
+    if kind is None and run is None:
+        _list_runs(store, as_json)
+        return
+    entries = care.list_entries(store, kind)
+    if kind is not None and not entries:
+        known = ", ".join(care.usage(store)) or "none"
+        raise StoreError(f"cache {folder} has no entries of kind {kind!r}; it has {known}")
+    if run is not None:
+        named = next((record for record in runs.list_runs(store) if record.name == run), None)
+        if named is None:
+            known = ", ".join(record.name for record in runs.list_runs(store)) or "none"
+            raise StoreError(f"cache {folder} has no run {run!r}; it has {known}")
+        keys = set(named.keys)
+        entries = [entry for entry in entries if entry.key in keys]
+    if as_json:
+        _print([asdict(entry) for entry in entries])
+        return
+    rows = [[e.name, bytes_text(e.bytes), seconds_text(e.seconds), age_text(e.used), e.key] for e in entries]
+    print(columns(["node", "size", "took", "used", "key"], rows, right=(1, 2, 3)))
+
+
+def _list_runs(store: Store, as_json: bool) -> None:
+    sizes = {entry.key: entry.bytes for entry in care.list_entries(store)}
+    found: list[dict[str, Any]] = [
+        {
+            "run": record.name,
+            "entries": sum(key in sizes for key in record.keys),
+            "bytes": sum(sizes.get(key, 0) for key in record.keys),
+            "created": record.created,
+            "pinned": record.pinned,
+            "live": record.live,
+        }
+        for record in runs.list_runs(store)
+    ]
+    if as_json:
+        _print(found)
+        return
+    rows = []
+    for r in found:
+        marks = ", ".join(word for word in ("pinned", "live") if r[word])
+        rows.append([r["run"], str(r["entries"]), bytes_text(r["bytes"]), age_text(r["created"]), marks])
+    print(columns(["run", "entries", "size", "age", ""], rows, right=(1, 2, 3)))
+    print(f"{len(sizes)} entries, {bytes_text(sum(sizes.values()))} in {store.root}")
+
+
+def du(folder: Path, *, as_json: bool = False) -> None:
+    """Print entries and bytes by kind."""
+    found = care.usage(_open(folder))
+    if as_json:
+        _print({kind: asdict(usage) for kind, usage in found.items()})
+        return
+    rows = [[kind, str(usage.entries), bytes_text(usage.bytes)] for kind, usage in found.items()]
+    total = ["all", str(sum(u.entries for u in found.values())), bytes_text(sum(u.bytes for u in found.values()))]
+    print(columns(["kind", "entries", "size"], [*rows, total], right=(1, 2)))
+
+
+def verify(folder: Path, remove: bool, *, as_json: bool = False) -> bool:
+    """Digest everything again; returns whether something is damaged and still there."""
+    found = care.verify(_open(folder), remove_damaged=remove, progress=None if as_json else _count)
+    if as_json:
+        _print(asdict(found))
+    else:
+        for key, why in found.damaged.items():
+            print(f"{key}: {why}" + (", removed" if remove else ""))
+        print(f"{found.entries} entries, {bytes_text(found.bytes)}, {len(found.damaged)} damaged")
+    return bool(found.damaged) and not remove
+
+
+def _count(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{done}/{total}", end="" if done < total else "\n", file=sys.stderr, flush=True)
+
+
+def gc(folder: Path, max_size: str | None, older_than: str | None, dry_run: bool, *, as_json: bool = False) -> None:
+    """Remove what nobody used for long, or what is too much."""
+    if max_size is None and older_than is None:
+        raise StoreError("say what may go: --max-size 5GB, --older-than 30d, or both")
+    size = None if max_size is None else care.parse_size(max_size)
+    age = None if older_than is None else care.parse_age(older_than)
+    _freed(care.gc(_open(folder), max_size=size, older_than=age, dry_run=dry_run), dry_run, as_json)
+
+
+def rm(folder: Path, run: str | None, kind: str | None, *, as_json: bool = False) -> None:
+    """Remove a run or a kind."""
+    if (run is None) == (kind is None):
+        raise StoreError("say what to remove: the name of a run, or --kind KIND")
+    _freed(care.remove(_open(folder), run=run, kind=kind), False, as_json)
+
+
+def _freed(freed: care.Freed, dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        _print(asdict(freed))
+        return
+    verb = "would remove" if dry_run else "removed"
+    print(f"{verb} {len(freed.keys)} entries, {bytes_text(freed.bytes)}")
+    if freed.runs:
+        print(f"{verb} the records of {', '.join(freed.runs)}")
+    if freed.protected:
+        print(f"kept {freed.protected} entries that a run stands on")
+    if freed.over:
+        print(f"still {bytes_text(freed.over)} above the limit: what is left is in use")
+
+
+def pin(folder: Path, run: str, pinned: bool) -> None:
+    """Keep what a run stands on, or no longer."""
+    runs.pin(_open(folder), run, pinned)
+    print(f"{run} is {'pinned' if pinned else 'no longer pinned'}")
+
+
+def _print(value: Any) -> None:
+    print(json.dumps(value, indent=1))

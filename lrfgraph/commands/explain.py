@@ -1,0 +1,121 @@
+"""Why a layer became what it became: all its candidates, and what excluded each that was not chosen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lrfgraph import api
+from lrfgraph.errors import ModelError
+from lrfgraph.layers.pieces import Cost, layer_cost
+from lrfgraph.layers.spec import LayerSpec
+from lrfgraph.options.recipe import Recipe, check_choice
+from lrfgraph.report import tables
+from lrfgraph.report.progress import Progress
+from lrfgraph.selection.problem import Candidate
+
+__all__ = ["excluded", "explain_layer"]
+
+
+def explain_layer(model: Path, name: str, recipe: Recipe, base: Path, *, as_json: bool = False) -> None:
+    """Print the candidates of one layer; what is not in the cache up to the choice is computed first."""
+    recipe = replace(recipe, run=replace(recipe.run, until="select"))
+    with Progress() as progress:
+        outcome = api.compress(model, recipe, base=base, on_event=progress)
+    layers = {layer.name: layer for layer in outcome.network.layers}
+    check_choice("explain", "LAYER", name, layers)
+    if outcome.decision is None:
+        raise ModelError(f"{model}: nothing was chosen yet; run it without --until first")
+    choice = next((c for c in outcome.decision["choices"] if c["layer"] == name), None)
+    if choice is None:
+        raise ModelError(f"{name} is a {layers[name].class_name}: it has no kernel to factorize")
+    said = _account(outcome, layers[name], choice)
+    print(json.dumps(said, indent=1, default=list) if as_json else _text(said))
+
+
+def _account(outcome: api.Outcome, layer: LayerSpec, choice: Mapping[str, Any]) -> dict[str, Any]:
+    walk = outcome.walk
+    found = {(m, r): ref for (name, m, r), ref in outcome.scores.items() if name == layer.name}
+    candidates = [Candidate(layer.name, m, r, **walk.data(ref)) for (m, r), ref in found.items()]
+    metric = walk.recipe.similarity.metric
+    candidates.sort(key=lambda c: (c.parameters, c.macs, -c.similarity[metric]))
+    chosen = next((c for c in candidates if (c.method, c.rank) == (choice["method"], choice.get("rank"))), None)
+    manifests = [walk.store.manifest(ref.key) for ref in found.values()]
+    return {
+        "layer": layer.to_json(),
+        "cost": [layer_cost(layer).parameters, layer_cost(layer).macs],
+        "policy": walk.recipe.select.policy,
+        "metric": metric,
+        "chosen": [chosen.method, chosen.rank] if chosen else None,
+        "reason": choice.get("reason", ""),
+        "candidates": [
+            {
+                "method": c.method,
+                "rank": c.rank,
+                "parameters": c.parameters,
+                "macs": c.macs,
+                "similarity": dict(c.similarity),
+                "distortion": c.distortion,
+                "excluded": "" if c is chosen else excluded(c, chosen, candidates, layer_cost(layer), walk.recipe),
+                "key": found[c.method, c.rank].key,
+            }
+            for c in candidates
+        ],
+        "versions": sorted({json.dumps(m["versions"], sort_keys=True) for m in manifests}),
+    }
+
+
+def excluded(
+    candidate: Candidate, chosen: Candidate | None, others: Sequence[Candidate], whole: Cost, recipe: Recipe
+) -> str:
+    """Say what speaks against a candidate that was not chosen."""
+    metric, options = recipe.similarity.metric, recipe.select
+    reached = candidate.similarity[metric]
+    if options.policy == "threshold" and options.configuration is None and reached < options.min_similarity:
+        return f"{metric} below {options.min_similarity:g}"
+    if candidate.parameters >= whole.parameters and options.cost == "parameters":
+        return "no fewer parameters than the layer"
+    better = next((o for o in others if _dominates(o, candidate, metric)), None)
+    if better is not None:
+        return f"dominated by {better.method} {better.rank}"
+    if chosen is None:
+        return "the layer is kept"
+    if candidate.parameters > chosen.parameters or candidate.macs > chosen.macs:
+        return "costs more than the chosen one"
+    return f"less similar than the chosen one ({policy_text(recipe)})"
+
+
+def policy_text(recipe: Recipe) -> str:
+    return "given configuration" if recipe.select.configuration else f"policy {recipe.select.policy}"
+
+
+def _dominates(one: Candidate, other: Candidate, metric: str) -> bool:
+    ours = (-one.similarity[metric], one.parameters, one.macs)
+    theirs = (-other.similarity[metric], other.parameters, other.macs)
+    return ours != theirs and all(a <= b for a, b in zip(ours, theirs, strict=True))
+
+
+def _text(said: Mapping[str, Any]) -> str:
+    layer, (parameters, macs), metric = said["layer"], said["cost"], said["metric"]
+    kind = layer["kind"] or layer["class_name"]
+    lines = [
+        f"{layer['name']}: {kind} {tables.kernel_text(layer['kernel'])}, {tables.count_text(parameters)} parameters, "
+        f"{tables.count_text(macs)} MACs (bias apart)"
+    ]
+    if not said["candidates"]:
+        return "\n".join([*lines, f"kept: {said['reason']}"])
+    rows = []
+    for c in said["candidates"]:
+        note = c["excluded"] or f"chosen by policy {said['policy']}"
+        shares = [f"{c['parameters'] / parameters:.1%}", f"{c['macs'] / macs:.1%}" if macs else "–"]
+        similar = f"{c['similarity'][metric]:.4f}"
+        rows.append([c["method"], c["rank"], str(c["parameters"]), shares[0], shares[1], similar, note])
+    titles = ["method", "rank", "parameters", "of layer", "MACs", metric, ""]
+    lines += ["", tables.columns(titles, rows, right=(2, 3, 4, 5)), ""]
+    if said["chosen"] is None:
+        lines.append(f"kept: {said['reason']}")
+    made = ["; ".join(f"{k} {v}" for k, v in json.loads(text).items()) for text in said["versions"]]
+    return "\n".join(lines + [f"made with {text}" for text in made])

@@ -1,0 +1,321 @@
+"""Model files opened without running anything they carry: screened, repaired, built, filled and checked.
+
+The configuration is judged as JSON before Keras sees it, and every declared weight is compared with what the
+file holds before memory is taken for it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lrfgraph.errors import LrfError, ModelError
+from lrfgraph.network.opening.archive import Archive, model_digest, one_line, open_archive, read_config
+from lrfgraph.network.opening.legacy import repair
+from lrfgraph.network.opening.start import start_keras
+
+__all__ = ["load_model", "locate_operations", "model_digest"]
+
+Config = dict[str, Any]
+
+RUNS_CODE = {  # classes whose configuration carries code, or names files that do
+    "Lambda",
+    "TFSMLayer",
+    "TorchModuleWrapper",
+    "JaxLayer",
+    "FlaxLayer",
+    "__lambda__",
+    "__typespec__",
+    "__callable__",
+}
+OLD_OPERATIONS = ("TFOpLambda", "SlicingOpLambda", "TensorFlowOpLayer", "ClassMethod", "InstanceProperty")
+FUNCTION_MODULES = (
+    "builtins",
+    "keras.activations",
+    "keras.initializers",
+    "keras.regularizers",
+    "keras.ops",
+    "keras.src",
+)
+PLAIN = {
+    "__keras_tensor__",
+    "__tensor__",
+    "__numpy__",
+    "__bytes__",
+    "__ellipsis__",
+    "__slice__",
+    "__tuple__",
+    "function",
+}
+GRAPHS = {"Sequential", "Functional"}
+OPERATION_MODULES = ("numpy", "nn", "core", "math", "image", "linalg")
+NAMESPACES = ("layers", "models", "initializers", "regularizers", "constraints", "activations", "dtype_policies")
+GROWTH = 4  # a model may need this many times the bytes of its file's weights …
+SLACK = 1 << 20  # … and this many bytes
+
+
+def load_model(
+    path: Path | str,
+    *,
+    custom: Sequence[str] = (),
+    unsafe: bool = False,
+    architecture: Path | None = None,
+) -> Any:
+    """Open a ``.keras`` or ``.h5`` file and return the Keras model, not compiled.
+
+    Parameters
+    ----------
+    custom : classes and functions the file refers to, as ``package.module:Name``.
+    unsafe : allow what runs code from the file (Lambda layers).
+    architecture : the model's JSON, for a file that holds weights alone.
+
+    Raises
+    ------
+    ModelError : one line saying why the file cannot be opened and what to supply.
+    """
+    archive = open_archive(Path(path))
+    start_keras()
+    config = archive.config
+    if architecture is not None:
+        config = read_config(architecture)
+    if config is None:
+        raise ModelError(
+            f"{path}: holds weights but no architecture (layers: {_layers_found(archive)}); give the model's JSON, "
+            "written by model.to_json(), with --architecture model.json"
+        )
+    try:
+        objects = _custom_objects(custom)
+        config = repair(config, archive.keras if architecture is None else "")
+        locate_operations(config)
+        _screen(config, objects, unsafe, path)
+        if archive.backend == "theano":
+            raise ModelError(
+                f"{path}: was written with Theano, whose kernels are flipped; save it again with TensorFlow"
+            )
+        model = _build(config, archive, objects, unsafe)
+        _check_finite(model, archive)
+    except LrfError:
+        raise
+    except RecursionError as error:
+        raise ModelError(f"{path}: its configuration is nested too deeply; the file is damaged") from error
+    except Exception as error:  # Keras raises nearly anything on a configuration it does not understand
+        raise ModelError(f"{path}: Keras cannot build it ({_keras_says(error)})") from error
+    return model
+
+
+def _keras_says(error: Exception) -> str:
+    text = str(error).rpartition("Exception encountered: ")[2]
+    if "Could not interpret activation" in text or "Could not locate function" in text or "Unknown" in text:
+        return one_line(text, 160) + "; supply what is missing with --custom package.module:Name"
+    return one_line(text, 200)
+
+
+def _layers_found(archive: Archive) -> str:
+    names = [name for name, weights in archive.order if weights]
+    if not names:
+        names = list(dict.fromkeys(name.split("/vars/")[0].removeprefix("layers/") for name in archive.weights))
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
+def _custom_objects(custom: Sequence[str]) -> dict[str, Any]:
+    """Import ``package.module:Name``; raises ModelError saying which part is not there."""
+    found = {}
+    for text in custom:
+        module, _, name = text.partition(":")
+        if not module or not name:
+            raise ModelError(f"--custom {text!r}: expected package.module:Name")
+        try:
+            found[name] = getattr(importlib.import_module(module), name)
+        except ImportError as error:
+            raise ModelError(f"--custom {text!r}: {module} cannot be imported ({one_line(error)})") from error
+        except AttributeError as error:
+            raise ModelError(f"--custom {text!r}: {module} has no {name}") from error
+    return found
+
+
+def _entries(config: Config) -> Iterator[tuple[Config, str]]:
+    """Yield every serialized object in a configuration and the name of the layer it belongs to."""
+    waiting: list[tuple[Any, str]] = [(config, str(config["class_name"]))]
+    while waiting:
+        value, owner = waiting.pop()
+        if isinstance(value, dict):
+            if isinstance(value.get("class_name"), str):
+                inner = value.get("config")
+                name = inner.get("name") if isinstance(inner, dict) else None
+                owner = name if isinstance(name, str) and value["class_name"] not in PLAIN else owner
+                yield value, owner
+            waiting += [(item, owner) for item in value.values()]
+        elif isinstance(value, list):
+            waiting += [(item, owner) for item in value]
+
+
+def locate_operations(config: Config) -> bool:
+    """Say in a legacy configuration where its operations (``x + y``, ``ops.relu(x)``) live; return whether any do.
+
+    Keras writes them into HDF5 files by class alone and then cannot find them itself.
+    """
+    import keras
+
+    spaces = [importlib.import_module(f"keras.src.ops.{name}") for name in OPERATION_MODULES]
+    found = False
+    for entry, _ in _entries(config):
+        # some classes have the name of a layer (Add, Multiply), but every layer says whether it is trainable
+        name, nodes = entry["class_name"], entry.get("inbound_nodes")
+        if (
+            "module" in entry
+            or not nodes
+            or not isinstance(nodes[0], dict)
+            or "trainable" in _as_dict(entry.get("config"))
+        ):
+            continue
+        for space in spaces:
+            cls = vars(space).get(name)
+            if isinstance(cls, type) and issubclass(cls, keras.Operation):
+                entry.update(module=space.__name__, registered_name=name)
+                found = True
+                break
+    return found
+
+
+def _as_dict(value: Any) -> Config:
+    return value if isinstance(value, dict) else {}
+
+
+def _known(entry: Config, objects: Mapping[str, Any]) -> bool:
+    """Whether a serialized object is one of Keras' own or was supplied."""
+    import keras
+
+    name, registered = entry["class_name"], entry.get("registered_name")
+    if name in objects or registered in objects or keras.saving.get_registered_object(registered or "") is not None:
+        return True
+    module = entry.get("module")
+    if name == "function":
+        function = entry.get("config")
+        return function in objects or (isinstance(module, str) and module.startswith(FUNCTION_MODULES))
+    if "module" not in entry:
+        return name in PLAIN | GRAPHS or any(hasattr(getattr(keras, space), name) for space in NAMESPACES)
+    return name in PLAIN or (isinstance(module, str) and module.split(".")[0] == "keras")
+
+
+def _screen(config: Config, objects: Mapping[str, Any], unsafe: bool, path: Path | str) -> None:
+    """Refuse what would run code and what nobody knows, before Keras reads the configuration."""
+    class_name = config["class_name"]
+    if not (class_name in GRAPHS and str(config["module"]).startswith("keras")) and class_name not in objects:
+        raise ModelError(
+            f"{path}: {class_name} is a subclassed model, whose layers live in Python code and not in the file; save "
+            "a Functional or Sequential model with the same weights"
+        )
+    for entry, owner in _entries(config):
+        name = entry["class_name"]
+        if name in RUNS_CODE and not unsafe:
+            raise ModelError(
+                f"{path}: layer {owner} is a {name.strip('_')} and would run code from the file; replace it by "
+                "a built-in layer (Rescaling for a scaling), or trust the file with --unsafe"
+            )
+        if name in OLD_OPERATIONS:
+            what = _as_dict(entry.get("config")).get("function", name)
+            raise ModelError(
+                f"{path}: layer {owner} is the TensorFlow operation {what}, which Keras 3 does not read; replace it "
+                "by a layer (Add, Activation, ReLU, …) and save again"
+            )
+        if not (_known(entry, objects) or name in RUNS_CODE):
+            what = entry["config"] if name == "function" else name
+            raise ModelError(f"{path}: layer {owner} needs {what}; supply it with --custom package.module:{what}")
+
+
+def _build(config: Config, archive: Archive, objects: Mapping[str, Any], unsafe: bool) -> Any:
+    """Build the model without memory for its weights, compare them with the file's, then fill them."""
+    import keras
+
+    named = {
+        e["registered_name"]: objects[e["class_name"]]
+        for e, _ in _entries(config)
+        if e["class_name"] in objects and isinstance(e.get("registered_name"), str)
+    }
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            model = keras.saving.deserialize_keras_object(
+                config, custom_objects={**objects, **named}, safe_mode=not unsafe
+            )
+        if not isinstance(model, keras.Model) or not getattr(model, "inputs", None):
+            raise ModelError(f"{archive.path}: says no input shape; save it after model.build(input_shape)")
+        needed = sum(int(np.prod(v.shape, dtype=object)) * 4 for v in model.variables)
+        if needed > GROWTH * archive.nbytes + SLACK:
+            raise ModelError(
+                f"{archive.path}: its configuration asks for {needed} bytes of weights, it holds {archive.nbytes}; "
+                "the file is damaged, or the architecture belongs to other weights"
+            )
+        pairs = _pairs(model, archive)
+    except BaseException:
+        keras.utils.clear_session(free_memory=False)  # else Keras makes the refused variables at its next chance
+        raise
+    with keras.StatelessScope():
+        pass  # variables that wait for their memory get it when a scope is left
+    for variable, value in pairs:
+        variable.assign(value)
+    if archive.order:
+        for layer in _all_layers(model):
+            if hasattr(layer, "finalize_state") and layer.weights:
+                layer.finalize_state()
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / "model.weights.h5"
+            copy.write_bytes(archive.raw)
+            with warnings.catch_warnings():
+                # A layer that is skipped would keep random weights. The filter is the whole process's, and other
+                # threads run meanwhile: it takes nothing but what Keras itself says here.
+                warnings.filterwarnings("error", category=UserWarning, module=r"keras\.")
+                model.load_weights(copy)
+    return model
+
+
+def _pairs(model: Any, archive: Archive) -> list[tuple[Any, Any]]:
+    """Match a legacy file's weights with the model's variables, layer by layer; raises ModelError."""
+    if not archive.order:
+        return []
+    path = archive.path
+    layers = [layer for layer in model.layers if layer.weights]
+    stored = {name: weights for name, weights in archive.order if weights}
+    if {layer.name for layer in layers} != set(stored):  # the same layers under other names: their order says which
+        if len(layers) != len(stored):
+            raise ModelError(
+                f"{path}: holds weights of {len(stored)} layers ({_layers_found(archive)}) where the architecture has "
+                f"{len(layers)}; give the architecture these weights belong to"
+            )
+        stored = {layer.name: weights for layer, weights in zip(layers, stored.values(), strict=True)}
+    pairs = []
+    for layer in layers:
+        variables = layer.trainable_weights + layer.non_trainable_weights
+        values = [archive.weights[name] for name in stored[layer.name]]
+        if len(variables) != len(values):
+            raise ModelError(f"{path}: layer {layer.name} needs {len(variables)} weights, the file holds {len(values)}")
+        for variable, value in zip(variables, values, strict=True):
+            shape = tuple(variable.shape)
+            # Keras 1 kept the kernels of Conv1D as those of a Conv2D of width 1
+            fitted = value[:, 0] if value.ndim == len(shape) + 1 == 4 and value.shape[1] == 1 else value
+            if fitted.shape != shape:
+                raise ModelError(
+                    f"{path}: layer {layer.name} needs a weight of shape {shape}, the file holds {value.shape}; the "
+                    "file is damaged, or the architecture belongs to other weights"
+                )
+            pairs.append((variable, fitted))
+    return pairs
+
+
+def _all_layers(model: Any) -> Iterator[Any]:
+    for layer in model.layers:
+        yield from _all_layers(layer) if hasattr(layer, "layers") else (layer,)
+
+
+def _check_finite(model: Any, archive: Archive) -> None:
+    for variable in model.variables:
+        value = np.asarray(variable)
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            layer = variable.path.rpartition("/")[0] or variable.path
+            raise ModelError(f"{archive.path}: layer {layer} holds NaN or infinite weights; train or export it again")

@@ -1,0 +1,194 @@
+"""Steps of a candidate (layer, method, rank): decompose, ranks, factorize, score. No TensorFlow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lrfgraph.engine.nodes import Input, Result, Task, digest
+from lrfgraph.layers.pieces import compose, cost
+from lrfgraph.layers.spec import Array, LayerSpec
+from lrfgraph.methods import METHODS
+from lrfgraph.methods.base import parse_rank, write_rank
+from lrfgraph.run.steps.common import Memo, layer_of
+
+__all__ = ["decompose", "enumerate_names", "factorize", "factors_of", "noise", "ranks", "score"]
+
+REFERENCES = Memo(8)
+
+
+def decompose(task: Task) -> Result:
+    from lrfgraph.methods.weighting import weigh
+
+    method, layer = METHODS[task.params["method"]], layer_of(task.params)
+    kernel = task.inputs["weights"].array("kernel").astype(np.float64)
+    moments = _moments(task.inputs.get("record"), layer)
+    output = _output_weight(task, layer)
+    weighted, undo = weigh(method, layer, kernel, moments, output)
+    prepared = method.prepare(layer, weighted)
+    arrays = {f"prepared/{name}": value for name, value in prepared.items()}
+    return Result({}, arrays | {f"undo/{name}": value for name, value in undo.to_arrays().items()})
+
+
+def _output_weight(task: Task, layer: LayerSpec) -> Array | None:
+    if "curvature" in task.inputs:
+        return task.inputs["curvature"].array("curvature")
+    weights = task.inputs["weights"]
+    if task.params["weighting"] == "plain" or "scale" not in weights.names():
+        return None
+    return weights.array("scale").astype(np.float64).reshape(layer.groups, layer.outputs)
+
+
+def _moments(record: Input | None, layer: LayerSpec) -> Array | None:
+    """Return the recorded moments, or those of the rows where the layer is wider than what was summed."""
+    if record is None:
+        return None
+    if "moments" in record.names():
+        return record.array("moments")
+    from lrfgraph.layers.rows import add_moments
+
+    rows = record.array("rows")
+    total = np.zeros((layer.groups, layer.width + 1, layer.width + 1))
+    add_moments(total, layer, rows)
+    return total / len(rows)
+
+
+def _prepared(entry: Input) -> dict[str, Array]:
+    return {name.removeprefix("prepared/"): entry.array(name) for name in entry.names() if name.startswith("prepared/")}
+
+
+def ranks(task: Task) -> Result:
+    method, layer = METHODS[task.params["method"]], layer_of(task.params)
+    ranks = method.ranks(layer, _prepared(task.inputs["prepared"]), task.params["shares"])
+    multiple = task.params["multiple"]
+    if multiple > 1:
+        rounded = {tuple(max(r // multiple * multiple, min(r, multiple)) for r in rank) for rank in ranks}
+        ranks = sorted(rounded)
+    data = {"ranks": [write_rank(rank) for rank in ranks]}
+    return Result(data, identity=digest(data))
+
+
+def noise(task: Task) -> Result:
+    """Find the ranks at which the kernel's unfoldings by inputs and by outputs stand out from noise."""
+    from lrfgraph.methods.algebra import positions_first
+    from lrfgraph.selection.policies.evbmf import noise_rank
+
+    layer = layer_of(task.params)
+    tensor = positions_first(task.inputs["weights"].array("kernel").astype(np.float64))
+    found = []
+    for axis in (2, 3):
+        flat = np.moveaxis(tensor, axis, 1).reshape(layer.groups, tensor.shape[axis], -1)
+        rows, columns = flat.shape[1:]
+        ranks = [noise_rank(np.linalg.svd(part, compute_uv=False), rows, columns) for part in flat]
+        found.append([max(1, *ranks), min(rows, columns)])
+    return Result({"ranks": found})
+
+
+def factorize(task: Task) -> Result:
+    method, layer = METHODS[task.params["method"]], layer_of(task.params)
+    if method.nests:
+        return Result({"nests": True})  # a slice of what `decompose` stored; nothing is stored twice
+    return Result({}, dict(enumerate_names(_make_factors(method, layer, task.inputs["prepared"], task.params["rank"]))))
+
+
+def enumerate_names(arrays: tuple[Array, ...]) -> list[tuple[str, Array]]:
+    return [(str(index), array) for index, array in enumerate(arrays)]
+
+
+def _make_factors(method: Any, layer: LayerSpec, prepared: Input, rank: str) -> tuple[Array, ...]:
+    from lrfgraph.methods.weighting import Unweighting
+
+    undo = Unweighting.from_arrays(
+        {n.removeprefix("undo/"): prepared.array(n) for n in prepared.names() if n.startswith("undo/")}
+    )
+    raw = method.factorize(layer, _prepared(prepared), parse_rank(rank))
+    return undo(raw)
+
+
+def factors_of(layer: LayerSpec, method_name: str, rank: str, factors: Input, prepared: Input) -> tuple[Array, ...]:
+    """Return a candidate's weights, from its entry or sliced out of what all ranks share."""
+    method = METHODS[method_name]
+    if method.nests:
+        return _make_factors(method, layer, prepared, rank)
+    pieces = method.pieces(layer, parse_rank(rank))
+    return tuple(factors.array(str(index)) for index in range(len(pieces)))
+
+
+def score(task: Task) -> Result:
+    from lrfgraph.layers import similarity
+
+    layer, method, rank = layer_of(task.params), task.params["method"], task.params["rank"]
+    pieces = METHODS[method].pieces(layer, parse_rank(rank))
+    kernel = compose(pieces, factors_of(layer, method, rank, task.inputs["factors"], task.inputs["prepared"]))
+    matrix = layer.matrix(kernel.astype(np.float64))
+    weights, record = task.inputs["weights"], task.inputs.get("record")
+    reference = _reference(task, layer)
+    scaled = matrix * reference.scale
+    metrics = similarity.from_moments(reference.linear, scaled)
+    distortion = (1.0 - metrics["relative_error"]) ** 2
+    if record is not None and task.params["tap"] == "activation":
+        metrics = similarity.from_rows(reference.outputs, reference.tap(scaled))
+    original = layer.matrix(weights.array("kernel").astype(np.float64))
+    error = matrix - original
+    data = {
+        "similarity": metrics,
+        "distortion": distortion,
+        "weight_error": float(np.sum(error**2) / np.sum(original**2)),
+        "predicted": None,
+    }
+    if "curvature" in task.inputs:
+        h = task.inputs["curvature"].array("curvature")
+        data["predicted"] = similarity.output_error(error, reference.linear.moments, _per_column(layer, h))
+    count = cost(layer, pieces)
+    return Result({"parameters": count.parameters, "macs": count.macs, **data})
+
+
+def _per_column(layer: LayerSpec, h: Array) -> Array:
+    """Spread H over a transposed convolution's columns, which are (position, output)."""
+    if layer.family != "transposed":
+        return h
+    return np.stack([np.kron(np.eye(layer.positions), one) for one in h])
+
+
+class _LayerReference:
+    """What all candidates of a layer are compared with: its own linear response and, at the activation tap, outputs."""
+
+    def __init__(self, task: Task, layer: LayerSpec) -> None:
+        from lrfgraph.layers.rows import grouped
+        from lrfgraph.layers.similarity import ACTIVATIONS, Reference
+
+        weights, record = task.inputs["weights"], task.inputs.get("record")
+        kernel = layer.matrix(weights.array("kernel").astype(np.float64))
+        repeat = layer.positions if layer.family == "transposed" else 1
+        stored = set(weights.names())
+
+        def row(name: str, otherwise: float) -> Array:
+            shape = (layer.groups, 1, layer.outputs)
+            value = (
+                weights.array(name).astype(np.float64).reshape(shape) if name in stored else np.full(shape, otherwise)
+            )
+            return np.tile(value, (1, 1, repeat))
+
+        self.scale = row("scale", 1.0)
+        shift = row("shift", 0.0) if "shift" in stored else row("bias", 0.0)
+        moments = _moments(record, layer)
+        if moments is None:
+            moments = np.eye(layer.width + 1)[None].repeat(layer.groups, 0)
+        self.linear = Reference.of(kernel * self.scale, shift, moments)
+        self.shift = shift
+        if record is not None and task.params["tap"] == "activation":
+            self.activation = ACTIVATIONS[task.params["tail"]]
+            self.rows = grouped(layer, record.array("rows")).astype(np.float32)
+            self.outputs = self.tap(self.linear.kernel)
+
+    def tap(self, kernel: Array) -> Array:
+        """Outputs of the sampled rows after the activation, (n, groups·outputs)."""
+        made = self.rows @ kernel.astype(np.float32) + self.shift.astype(np.float32)
+        return self.activation(np.moveaxis(made, 0, 1).reshape(made.shape[1], -1))
+
+
+def _reference(task: Task, layer: LayerSpec) -> _LayerReference:
+    record = task.inputs.get("record")
+    key = (task.inputs["weights"].identity, record.identity if record else "", digest(dict(task.params["layer"])))
+    return REFERENCES.get((*key, task.params["tap"], task.params["tail"]), lambda: _LayerReference(task, layer))

@@ -1,0 +1,106 @@
+"""What several steps need: the layer a node is about, the model of an entry, values kept within a process."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lrfgraph.engine.nodes import Input
+from lrfgraph.layers.spec import LayerSpec
+
+__all__ = ["Memo", "fresh_network_of", "geometry", "layer_of", "layers_of", "network_of", "save_model"]
+
+T = TypeVar("T")
+
+
+class Memo:
+    """The last few values computed in this process, by key: models, images, per-layer references."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.values: OrderedDict[Any, Any] = OrderedDict()
+        self.lock = threading.RLock()
+
+    def get(self, key: Any, make: Callable[[], T]) -> T:
+        with self.lock:
+            if key in self.values:
+                self.values.move_to_end(key)
+                return self.values[key]  # type: ignore[no-any-return]
+        value = make()
+        self.put(key, value)
+        return value
+
+    def take(self, key: Any) -> Any:
+        """Remove a value and return it, or ``None``: for what only one thread may use at a time."""
+        with self.lock:
+            return self.values.pop(key, None)
+
+    def put(self, key: Any, value: Any) -> None:
+        with self.lock:
+            self.values[key] = value
+            while len(self.values) > self.size:
+                self.values.popitem(last=False)
+
+
+MODELS = Memo(3)
+MODEL_LOCK = threading.Lock()
+
+GEOMETRY = (
+    "kind",
+    "kernel",
+    "strides",
+    "dilation",
+    "padding",
+    "output_padding",
+    "depthwise",
+    "input_shapes",
+    "output_shapes",
+)
+
+
+def geometry(layer: LayerSpec) -> dict[str, Any]:
+    """Return the part of a layer that its factorization and cost depend on: no name, no position in the network."""
+    return {name: getattr(layer, name) for name in GEOMETRY}
+
+
+def layer_of(params: Mapping[str, Any]) -> LayerSpec:
+    return LayerSpec.from_json({"name": "", "class_name": "", **_lists(params["layer"])})
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _lists(v) for k, v in value.items()}
+    return [_lists(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def layers_of(model: Input) -> dict[str, LayerSpec]:
+    return {layer["name"]: LayerSpec.from_json(layer) for layer in model.data["layers"]}
+
+
+def network_of(entry: Input) -> Any:
+    """Return the Keras model of an entry that holds one, loaded once per process."""
+    from lrfgraph.network.opening.loading import load_model
+
+    def load() -> Any:
+        trust = entry.data.get("trust", {})
+        return load_model(entry.file("model.keras"), custom=trust.get("custom", ()), unsafe=trust.get("unsafe", False))
+
+    with MODEL_LOCK:
+        return MODELS.get(str(entry.file("model.keras")), load)
+
+
+def fresh_network_of(entry: Input) -> Any:
+    """Load a model that is about to be changed, apart from the copy that others share."""
+    from lrfgraph.network.opening.loading import load_model
+
+    trust = entry.data["trust"]
+    return load_model(entry.file("model.keras"), custom=trust["custom"], unsafe=trust["unsafe"])
+
+
+def save_model(model: Any, folder: Path, name: str = "model.keras") -> Path:
+    path = folder / name
+    model.save(path)
+    return path

@@ -1,0 +1,37 @@
+"""Policy `energy`: a baseline that looks at the weights alone, one level of kept energy for all layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lrfgraph.selection.bisection import has_budget, highest_within
+from lrfgraph.selection.problem import Choice, Decision, LayerChoices, Problem, cost_of, keep
+
+__all__ = ["energy"]
+
+
+def energy(problem: Problem, options: Any) -> Decision:
+    """Baseline: per layer the cheapest candidate that keeps a common share of the kernel's energy, no activations.
+
+    The share is as high as `--params` or `--macs` allows; without a budget it is `--min-similarity`.
+    """
+    if not has_budget(options):
+        return _at(problem, options, options.min_similarity)
+    levels = [1.0 - c.weight_error for layer in problem.layers for c in layer.candidates]
+    return highest_within(problem, options, lambda level: _at(problem, options, level), [*levels, 2.0])
+
+
+def _at(problem: Problem, options: Any, level: float) -> Decision:
+    cost = cost_of(options.cost, options.mix, problem)
+
+    def choose(layer: LayerChoices) -> Choice:
+        good = [c for c in layer.candidates if 1.0 - c.weight_error >= level]
+        if not good:
+            return keep(layer, f"no candidate keeps {level:.2%} of the kernel's energy")
+        chosen = min(good, key=lambda c: (cost(c), c.weight_error, c.method, c.rank))
+        kept = {"parameters": layer.parameters, "macs": layer.macs}.get(options.cost)
+        if kept is not None and cost(chosen) >= kept:
+            return keep(layer, f"no candidate that keeps {level:.2%} of the kernel's energy has fewer {options.cost}")
+        return Choice(layer.name, chosen)
+
+    return Decision(tuple(choose(layer) for layer in problem.layers))

@@ -1,0 +1,40 @@
+"""Policy `threshold`: per layer the cheapest candidate that stays similar enough (arXiv 2510.00062)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lrfgraph.selection.bisection import has_budget, highest_within
+from lrfgraph.selection.problem import Choice, Decision, LayerChoices, Problem, cost_of, keep
+
+__all__ = ["threshold"]
+
+
+def threshold(problem: Problem, options: Any) -> Decision:
+    """Per layer the cheapest candidate of similarity at least `--min-similarity`; equal costs: the more similar one.
+
+    With `--params` or `--macs` the similarity asked for is as high as the budget allows, one for all layers.
+    """
+    if not has_budget(options):
+        return _at(problem, options, options.min_similarity)
+    levels = [c.similarity[problem.metric] for layer in problem.layers for c in layer.candidates]
+    return highest_within(problem, options, lambda level: _at(problem, options, level), [*levels, 2.0])
+
+
+def _at(problem: Problem, options: Any, level: float) -> Decision:
+    cost = cost_of(options.cost, options.mix, problem)
+
+    def choose(layer: LayerChoices) -> Choice:
+        if not layer.candidates:
+            return keep(layer, "no candidate is cheaper than the layer")
+        good = [c for c in layer.candidates if c.similarity[problem.metric] >= level]
+        if not good:
+            best = max(c.similarity[problem.metric] for c in layer.candidates)
+            return keep(layer, f"no candidate reaches {problem.metric} {level:g} (best {best:.4f})")
+        chosen = min(good, key=lambda c: (cost(c), -c.similarity[problem.metric], c.method, c.rank))
+        kept = {"parameters": layer.parameters, "macs": layer.macs}.get(options.cost)
+        if kept is not None and cost(chosen) >= kept:
+            return keep(layer, f"no candidate at {problem.metric} {level:g} has fewer {options.cost}")
+        return Choice(layer.name, chosen)
+
+    return Decision(tuple(choose(layer) for layer in problem.layers))

@@ -1,0 +1,202 @@
+"""Looking after a cache never takes away what a pinned or a live run stands on."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from toys import STEPS, grid
+
+from lrfgraph.engine import maintenance as care
+from lrfgraph.engine.execute import execute
+from lrfgraph.engine.leases import Waiting
+from lrfgraph.engine.maintenance import Usage, gc, list_entries, parse_age, parse_size, remove, usage, verify
+from lrfgraph.engine.nodes import Ref
+from lrfgraph.engine.runs import list_runs, pin, remove_run, start_run
+from lrfgraph.engine.store import Store
+from lrfgraph.errors import StoreError
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path)
+
+
+def fill(store: Store, sources: int = 2) -> dict[str, Ref]:
+    """The toy graph, its entries used one hour apart, the first node longest ago."""
+    refs = execute(grid(sources, 2), STEPS, store)
+    now = time.time()
+    for hours, ref in enumerate(reversed(refs.values())):
+        os.utime(store.folder(ref.key) / "entry.json", (now - 3600 * hours, now - 3600 * hours))
+    return refs
+
+
+def test_ls_and_du_agree_with_the_disk(store: Store) -> None:
+    refs = fill(store)
+    entries = list_entries(store)
+    assert [info.key for info in entries] == [ref.key for ref in refs.values()]
+    assert {info.name for info in entries} == set(refs)
+    on_disk = {
+        key: sum(path.stat().st_size for path in store.folder(key).rglob("*") if path.is_file())
+        for key in (ref.key for ref in refs.values())
+    }
+    assert {info.key: info.bytes for info in entries} == on_disk
+    by_kind = usage(store)
+    assert by_kind["source"] == Usage(2, sum(size for key, size in on_disk.items() if key.startswith("source/")))
+    assert sum(kind.bytes for kind in by_kind.values()) == store.bytes_used()
+    assert {info.kind for info in list_entries(store, "score")} == {"score"}
+    assert usage(Store(store.root / "nowhere")) == {}
+
+
+def test_verify_finds_what_reading_does_not(store: Store) -> None:
+    refs = fill(store)
+    assert verify(store).damaged == {}
+    metadata = store.folder(refs["s0"].key) / "vector" / "zarr.json"
+    metadata.write_text(metadata.read_text().replace("float64", "float32"))
+    (store.folder(refs["s1"].key) / "left.over").write_text("")
+    (store.folder(refs["p0"].key) / "entry.json").unlink()
+    product = store.folder(refs["p1"].key) / "vector" / "c.0"
+    stat = product.stat()
+    product.write_bytes(bytes(stat.st_size))
+    os.utime(product, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    seen: list[tuple[int, int]] = []
+    report = verify(store, progress=lambda done, total: seen.append((done, total)))
+    assert report.entries == len(refs)
+    assert seen[-1] == (len(refs), len(refs))
+    assert report.damaged == {
+        refs["s0"].key: "vector/zarr.json is damaged (wrong checksum)",
+        refs["s1"].key: "it holds left.over, which nobody wrote there",
+        refs["p0"].key: "the manifest is missing",
+        refs["p1"].key: "vector/c.0 is damaged (wrong checksum)",
+    }
+    assert set(verify(store, remove_damaged=True).removed) == set(report.damaged)
+    assert verify(store).entries == len(refs) - 4
+
+
+def test_gc_removes_the_oldest_first_and_a_rerun_is_right(store: Store) -> None:
+    refs = fill(store)
+    keys = [ref.key for ref in refs.values()]
+    before = care.fingerprints(store)
+    limit = sum(info.bytes for info in list_entries(store)[4:])
+    assert gc(store, max_size=limit, dry_run=True).keys == keys[:4]
+    assert len(list_entries(store)) == len(keys)
+    freed = gc(store, max_size=limit)
+    assert freed.keys == keys[:4]
+    assert freed.over == 0
+    freed = gc(store, older_than=3.5 * 3600)
+    assert freed.keys == keys[4:-4]
+    execute(grid(2, 2), STEPS, store)
+    assert care.fingerprints(store) == before
+
+
+def test_gc_never_takes_what_is_pinned_live_leased_or_kept(store: Store) -> None:
+    refs = fill(store)
+    start_run(store, "pinned", [refs["s0"].key]).close()
+    pin(store, "pinned")
+    start_run(store, "over", [refs["s1"].key]).close()
+    lease = Waiting(store.lease_path(refs["p1"].key)).acquire()
+    assert lease is not None
+    with start_run(store, "live", [refs["p0"].key]) as live:
+        live.add([refs["c0/0"].key])
+        freed = gc(store, max_size=0, keep=[refs["c0/1"].key])
+        assert freed.protected == 5
+        safe = {refs[name].key for name in ("s0", "p0", "c0/0", "c0/1", "p1")}
+        assert set(freed.keys) == {ref.key for ref in refs.values()} - safe
+        assert freed.over == sum(info.bytes for info in list_entries(store))
+        assert freed.runs == ["over"], "nothing of it is left"
+    lease.release()
+    assert {run.name: (run.pinned, run.live) for run in list_runs(store)} == {
+        "pinned": (True, False),
+        "live": (False, False),
+    }
+    pin(store, "pinned", False)
+    freed = gc(store, max_size=0)
+    assert list_entries(store) == []
+    assert sorted(freed.runs) == ["live", "pinned"]
+
+
+def test_gc_takes_broken_entries_and_old_scratch(store: Store) -> None:
+    refs = fill(store)
+    (store.folder(refs["s0"].key) / "entry.json").unlink()
+    old, young = store.scratch("toy/old"), store.scratch("toy/young")
+    (old / "epoch").write_text("1")
+    for path in (old / "epoch", old):
+        os.utime(path, (1000, 1000))
+    freed = gc(store, older_than=86400)
+    assert freed.keys == [refs["s0"].key]
+    assert not old.exists()
+    assert young.exists()
+
+
+def test_remove_by_run_keeps_what_others_name(store: Store) -> None:
+    refs = fill(store)
+    start_run(store, "one", [refs["s0"].key, refs["p0"].key]).close()
+    start_run(store, "two", [refs["s0"].key, refs["p1"].key]).close()
+    freed = remove(store, run="one")
+    assert freed.keys == [refs["p0"].key]
+    assert freed.runs == ["one"]
+    assert [run.name for run in list_runs(store)] == ["two"]
+    with start_run(store, "two"), pytest.raises(StoreError, match="is going on at this moment"):
+        remove_run(store, "two")
+
+
+def test_remove_by_kind_keeps_what_is_pinned(store: Store) -> None:
+    refs = fill(store)
+    start_run(store, "mine", [refs["s1"].key]).close()
+    pin(store, "mine")
+    freed = remove(store, kind="source")
+    assert (freed.keys, freed.protected) == ([refs["s0"].key], 1)
+    for wrong, says in (
+        ({"kind": "no"}, "no entries of kind 'no'; it has combine"),
+        ({"run": "no"}, "has no run 'no'; it has mine"),
+        ({}, "say what"),
+    ):
+        with pytest.raises(StoreError, match=says):
+            remove(store, **wrong)
+
+
+def test_two_live_runs_of_one_name(store: Store) -> None:
+    with start_run(store, "run", ["a/1"]) as first, start_run(store, "run", ["a/2"]) as second:
+        assert (first.record.name, second.record.name) == ("run", "run-2")
+    with start_run(store, "run", ["a/3"]) as again:
+        assert again.record.name == "run"
+    with pytest.raises(StoreError, match="names of runs"):
+        start_run(store, "../run")
+
+
+def test_a_pin_and_what_it_keeps_survive_the_next_run(store: Store) -> None:
+    start_run(store, "run", ["a/1"]).close()
+    pin(store, "run")
+    start_run(store, "run", ["a/2"]).close()
+    assert [(run.keys, run.pinned) for run in list_runs(store)] == [(("a/1", "a/2"), True)]
+    pin(store, "run", False)
+    start_run(store, "run", ["a/3"]).close()
+    assert [(run.keys, run.pinned) for run in list_runs(store)] == [(("a/3",), False)]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("0", 0), ("5GB", 5 * 10**9), ("1.5 MiB", 1572864), ("2kb", 2000), (" 7 ", 7), ("1TiB", 2**40)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "5 apples", "-1GB", "GB", "1e3", "5 G B"])
+def test_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(StoreError, match="sizes are written like 500MB or 5GB, received"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30d", 2592000), ("12h", 43200), ("1.5m", 90), ("2W", 1209600), ("9s", 9)]
+)
+def test_ages(text: str, seconds: float) -> None:
+    assert parse_age(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "30", "d", "3 years", "-1d"])
+def test_ages_that_are_none(text: str) -> None:
+    with pytest.raises(StoreError, match="ages are written like 12h, 30d or 4w, received"):
+        parse_age(text)
