@@ -15,8 +15,7 @@ from conftest import Call
 from lrfgraph.cli import COMMON, OPTIONS
 from lrfgraph.methods import METHODS
 from lrfgraph.options.recipe import fields_of
-from lrfgraph.run.search import SEARCHES
-from lrfgraph.selection import POLICIES
+from lrfgraph.selection.policies import PUBLIC
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -47,7 +46,7 @@ def test_methods_table_is_the_table_of_methods() -> None:
 
 
 def test_policies_table_is_the_table_of_policies() -> None:
-    assert set(first_column(section("Choosing"))) == (POLICIES.keys() | SEARCHES.keys()) - {"given"}
+    assert set(first_column(section("Choosing"))) == set(PUBLIC)
 
 
 def test_options_table_is_that_of_this_version() -> None:

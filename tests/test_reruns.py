@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.methods import METHODS
 from lrfgraph.methods.base import write_rank
 from lrfgraph.options.recipe import Recipe, fields_of
-from lrfgraph.run import nodes as pipeline
-from lrfgraph.run.nodes import Network
+from lrfgraph.run import nodes
+from lrfgraph.run.state import Exploration, Network
 from lrfgraph.run.steps import STEPS
+from lrfgraph.selection.problem import CandidateId
 
 # Keys, without running anything -------------------------------------------------------------------------------------
 
@@ -52,7 +54,7 @@ def network_of(recipe: Recipe, described: Node) -> tuple[Network, Node]:
     network = Network(ref, (CONV, DENSE), "network", 15770, 29792, "probabilities", "classification", recipe)
     facts = {"input_shape": (14, 14, 1), "output_shape": (10,)}
     base = str(DATA)
-    node = pipeline.data_node(source_digest(recipe.data, DATA), facts, recipe, recipe.data.calibration, base)
+    node = nodes.data_node(source_digest(recipe.data, DATA), facts, recipe, recipe.data.calibration, base)
     made = STEPS["data"].compute(Task(node.name, node.params, {}, node.where, lambda: DATA, lambda *_: None))
     assert made.identity
     data = Ref(made.identity, key_of(node, STEPS["data"].version, {}))
@@ -65,46 +67,58 @@ class Graph:
 
     def __init__(self, recipe: Recipe) -> None:
         architecture = recipe.model.architecture and digest(recipe.model.architecture)
-        described = pipeline.describe_node("model.keras", "model-file", recipe, architecture)
+        described = nodes.describe_node("model.keras", "model-file", recipe, architecture)
         network, data = network_of(recipe, described)
         self.refs: dict[str, Ref] = {}
         self.keys: dict[str, set[str]] = {}
-        self.add([described, data])
-        baseline = pipeline.evaluate_node(network, "baseline", Ref("network", network.model.key), "validation")
-        self.add([baseline, *pipeline.explore_nodes(network)])
-        ranks = {
-            (index, method): [self._rank(network, index, method, r) for r in range(1, recipe.explore.ranks + 1)]
-            for index, _ in network.factorizable()
-            for method in pipeline.methods_of(network.layers[index], recipe)
-        }
-        self.add(pipeline.candidate_nodes(network, self.refs, ranks))
-        scores = {name.removesuffix("/score").replace("/", "|"): r for name, r in self.refs.items() if "/score" in name}
-        choices = [
-            (network.layers[index].name, method, written[0])
-            for index in dict.fromkeys(index for index, _ in ranks)
-            for method, written in [next((m, w) for (i, m), w in ranks.items() if i == index)]
+        baseline = nodes.evaluate_node(network, "baseline", Ref("network", network.model.key), "validation")
+        self.add([described, data, baseline])
+        exploration = self.explored(network)
+        first = {candidate.layer: candidate for candidate in reversed(exploration.factors)}
+        chosen = [first[layer.name] for layer in network.factorizable()]
+        if network.policy.refines and recipe.select.probes:
+            probes = nodes.probe_nodes(network, exploration, chosen)
+            self.add(probes.values())
+            exploration = replace(exploration, probes=nodes.refs_of(probes, self.refs))
+        self.add([nodes.select_node(network, exploration, network.policy)])
+        rebuilt = self.add(nodes.rebuild_nodes(network, chosen, exploration))
+        last = self.refs[rebuilt[-1].name]
+        finished = self.add(nodes.finish_nodes(network, last))
+        self.add([nodes.evaluate_node(network, "final", self.refs[finished[0].name], "test")])
+
+    def explored(self, network: Network) -> Exploration:
+        records, curvatures = nodes.record_nodes(network), nodes.curvature_nodes(network)
+        decompositions = nodes.decompose_nodes(network, records, curvatures, None)
+        ranks = nodes.rank_nodes(network, decompositions)
+        for kind in (records, curvatures, decompositions, ranks):
+            self.add(kind.values())
+        explored = (nodes.refs_of(kind, self.refs) for kind in (records, curvatures, decompositions, ranks))
+        exploration = Exploration(*explored)
+        candidates = [
+            CandidateId(name, method, self._rank(network.layer(name), method, r))
+            for name, method in decompositions
+            for r in range(1, network.recipe.explore.ranks + 1)
         ]
-        if pipeline.probes(network):
-            probes = pipeline.probe_nodes(network, self.refs, choices)
-            self.add(list(probes.values()))
-            scores |= {name: self.refs[node.name] for name, node in probes.items()}
-        self.add([pipeline.select_node(network, scores, network.recipe.select.policy)])
-        made = self.add(pipeline.rebuild_nodes(network, choices, self.refs))
-        last = self.refs[made[-1].name]
-        finished = self.add(pipeline.finish_nodes(network, last))
-        self.add([pipeline.evaluate_node(network, "final", self.refs[finished[0].name], "test")])
+        factors, scores = nodes.candidate_nodes(network, exploration, candidates)
+        noise = nodes.noise_nodes(network, [layer.name for layer in network.factorizable()])
+        for more in (factors, scores, noise):
+            self.add(more.values())
+        found = (nodes.refs_of(kind, self.refs) for kind in (factors, scores))
+        factor_refs, score_refs = found
+        return replace(exploration, factors=factor_refs, scores=score_refs, noise=nodes.refs_of(noise, self.refs))
 
     @staticmethod
-    def _rank(network: Network, index: int, method: str, r: int) -> str:
-        return write_rank((r,) * len(METHODS[method].full_rank(network.layers[index]) or (1,)))
+    def _rank(layer: LayerSpec, method: str, r: int) -> str:
+        return write_rank((r,) * len(METHODS[method].full_rank(layer) or (1,)))
 
-    def add(self, nodes: list[Node]) -> list[Node]:
-        for node in nodes:
-            found = {n: s if isinstance(s, Ref) else self.refs[s] for n, s in node.inputs.items()}
-            key = key_of(node, STEPS[node.step].version, {n: ref.identity for n, ref in found.items()})
+    def add(self, made: Iterable[Node]) -> list[Node]:
+        made = list(made)
+        for node in made:
+            inputs = {n: s if isinstance(s, Ref) else self.refs[s] for n, s in node.inputs.items()}
+            key = key_of(node, STEPS[node.step].version, {n: ref.identity for n, ref in inputs.items()})
             self.refs[node.name] = Ref(key, key)
             self.keys.setdefault(node.step, set()).add(key)
-        return nodes
+        return made
 
 
 MODEL = {"rebuild", "repair", "finetune", "export", "evaluate"}
@@ -149,7 +163,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "select.params": (0.5, {"select"}),
     "select.macs": (0.5, {"select"}),
     "select.max_drop": (2.0, NOTHING),
-    "select.configuration": ("hybrid.toml", NOTHING),
+    "select.configuration": ("hybrid.toml", {"select"}),
     "select.point": (3, NOTHING),
     "select.points": (5, NOTHING),
     "select.probes": (2, NOTHING),
@@ -260,7 +274,7 @@ GOLDEN: dict[str, str] = {
     "record": "00c3dd48cc37b83a699018d912d53b83766dd03b",
     "repair": "ea41f85c96aae179ffe0f7cce2ac1234eb6f83af",
     "score": "d336f219490f49ca16c282d277b6393a6bf52971",
-    "select": "80e3cd61b5497d55b42df0be30b4edcbdc658b3c",
+    "select": "35e1ffafd2bb9a5ff2a0e48653e404e428966783",
 }
 """A digest of the keys of each kind; another one means that what earlier versions cached is not found again."""
 
@@ -341,9 +355,9 @@ def test_a_layer_of_another_name_keeps_it_and_explores_nothing_again(
     other.save(tmp_path / "renamed.keras")
     _, recipe, base = _asked(cache, (model, *options))
     outcome = api.compress(tmp_path / "renamed.keras", recipe, base=base)
-    assert outcome.walk.run.keys() == {"describe", "rebuild", "finetune", "export", "evaluate"}
+    assert outcome.driver.run.keys() == {"describe", "rebuild", "finetune", "export", "evaluate"}
     assert outcome.exported
-    written = keras.models.load_model(outcome.walk.store.open(outcome.exported).file("compressed.keras"))
+    written = keras.models.load_model(outcome.driver.store.open(outcome.exported).file("compressed.keras"))
     assert "another_name" in [layer.name for layer in written.layers]
 
 
@@ -367,13 +381,13 @@ def test_one_more_rank_runs_the_new_candidates_alone(finished: Finished, cache: 
     assert kinds(again).keys() <= {"ranks", "factorize", "score", "select"}
     after = candidates(cache, *finished.arguments, "--set", "explore.ranks=4")
     assert before < after
-    new = {"/".join(candidate) for candidate in after - before}
+    new = {str(candidate) for candidate in after - before}
     assert {name.removesuffix("/score") for name in again if name.endswith("/score")} <= new
 
 
-def candidates(cache: Path, *arguments: str) -> set[tuple[str, str, str]]:
+def candidates(cache: Path, *arguments: str) -> set[CandidateId]:
     model, recipe, base = _asked(cache, (*arguments, *TO_SELECT))
-    return set(api.compress(model, recipe, base=base).scores)
+    return set(api.compress(model, recipe, base=base).exploration.scores)
 
 
 def test_one_layer_retrained_runs_its_factors_and_the_records_below_it(
@@ -422,8 +436,13 @@ def test_other_calibration_images_keep_plain_factors(finished: Finished, cache: 
 def test_plan_says_what_run_does(change: tuple[str, ...], finished: Finished, cache: Path) -> None:
     """Up to the first decision that is not made yet the two agree node by node, and to the end where there is none."""
     model, recipe, base = _asked(cache, (*finished.arguments, *change))
-    walk, complete = api.plan(model, recipe, base=base)
-    planned = [found.node.name for stage, _ in walk.found for found in stage.missing(_)]
+    driver, complete = api.plan(model, recipe, base=base)
+    planned = [
+        resolved.node.name
+        for lookup in driver.lookups
+        for resolved in lookup.resolution.needed(lookup.targets)
+        if not resolved.cached
+    ]
     again = ran(cache, *finished.arguments, *change)
     assert set(planned) <= set(again)
     assert (set(planned) == set(again)) or not complete
@@ -436,7 +455,7 @@ def test_a_live_run_is_safe_from_gc(finished: Finished, cache: Path) -> None:
 
     store, kept = Store(cache), []
 
-    def collect(outcome: api.Outcome) -> None:
+    def collect(outcome: api.Compression) -> None:
         gc(store, max_size=0)
         kept.extend(info.kind for info in list_entries(store))
 

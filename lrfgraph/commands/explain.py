@@ -15,7 +15,7 @@ from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.options.recipe import Recipe, check_choice
 from lrfgraph.report import tables
 from lrfgraph.report.progress import Progress
-from lrfgraph.selection.problem import Candidate
+from lrfgraph.selection.problem import Candidate, Choice
 
 __all__ = ["excluded", "explain_layer"]
 
@@ -29,28 +29,28 @@ def explain_layer(model: Path, name: str, recipe: Recipe, base: Path, *, as_json
     check_choice("explain", "LAYER", name, layers)
     if outcome.decision is None:
         raise ModelError(f"{model}: nothing was chosen yet; run it without --until first")
-    choice = next((c for c in outcome.decision["choices"] if c["layer"] == name), None)
+    choice = next((c for c in outcome.decision.choices if c.layer == name), None)
     if choice is None:
         raise ModelError(f"{name} is a {layers[name].class_name}: it has no kernel to factorize")
     said = _account(outcome, layers[name], choice)
     print(json.dumps(said, indent=1, default=list) if as_json else _text(said))
 
 
-def _account(outcome: api.Outcome, layer: LayerSpec, choice: Mapping[str, Any]) -> dict[str, Any]:
-    walk = outcome.walk
-    found = {(m, r): ref for (name, m, r), ref in outcome.scores.items() if name == layer.name}
-    candidates = [Candidate(layer.name, m, r, **walk.data(ref)) for (m, r), ref in found.items()]
+def _account(outcome: api.Compression, layer: LayerSpec, choice: Choice) -> dict[str, Any]:
+    walk = outcome.driver
+    found = {c: ref for c, ref in outcome.exploration.scores.items() if c.layer == layer.name}
+    candidates = [Candidate(c, **walk.data(ref)) for c, ref in found.items()]
     metric = walk.recipe.similarity.metric
     candidates.sort(key=lambda c: (c.parameters, c.macs, -c.similarity[metric]))
-    chosen = next((c for c in candidates if (c.method, c.rank) == (choice["method"], choice.get("rank"))), None)
+    chosen = next((c for c in candidates if c.id == choice.id), None)
     manifests = [walk.store.manifest(ref.key) for ref in found.values()]
     return {
         "layer": layer.to_json(),
         "cost": [layer_cost(layer).parameters, layer_cost(layer).macs],
-        "policy": walk.recipe.select.policy,
+        "policy": outcome.decision.policy if outcome.decision else "",
         "metric": metric,
         "chosen": [chosen.method, chosen.rank] if chosen else None,
-        "reason": choice.get("reason", ""),
+        "reason": choice.reason,
         "candidates": [
             {
                 "method": c.method,
@@ -60,7 +60,7 @@ def _account(outcome: api.Outcome, layer: LayerSpec, choice: Mapping[str, Any]) 
                 "similarity": dict(c.similarity),
                 "distortion": c.distortion,
                 "excluded": "" if c is chosen else excluded(c, chosen, candidates, layer_cost(layer), walk.recipe),
-                "key": found[c.method, c.rank].key,
+                "key": found[c.id].key,
             }
             for c in candidates
         ],

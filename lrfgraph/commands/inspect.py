@@ -15,8 +15,7 @@ from lrfgraph.methods.base import Method, Rank, write_rank
 from lrfgraph.options.recipe import Recipe
 from lrfgraph.report import tables
 from lrfgraph.report.progress import Progress
-from lrfgraph.run import nodes as pipeline
-from lrfgraph.run.nodes import Network
+from lrfgraph.run.state import Network, kept_reason, methods_of
 
 __all__ = ["break_even", "inspect_model"]
 
@@ -57,8 +56,8 @@ def inspect_model(model: Path, recipe: Recipe, *, as_json: bool = False) -> None
 
 def _rows(network: Network) -> Iterator[dict[str, Any]]:
     for layer in network.layers:
-        kept = pipeline.kept_reason(layer, network.recipe)
-        methods = [] if kept else pipeline.methods_of(layer, network.recipe)
+        kept = kept_reason(layer, network.recipe)
+        methods = [] if kept else methods_of(layer, network.recipe)
         ranks = {name: break_even(METHODS[name], layer) for name in methods}
         yield {
             "name": layer.name,

@@ -14,7 +14,7 @@ from lrfgraph.engine.plan import PlannedNode
 from lrfgraph.engine.plan import plan as explain
 from lrfgraph.options.recipe import Recipe
 from lrfgraph.report import tables
-from lrfgraph.run.driver import Walk
+from lrfgraph.run.driver import Driver
 
 __all__ = ["plan_and_report"]
 
@@ -29,7 +29,7 @@ FOLLOWS = (
 def plan_and_report(model: Path, recipe: Recipe, base: Path, *, as_json: bool = False) -> bool:
     """Print what would run and what would be reused; returns whether anything would run."""
     walk, complete = api.plan(model, recipe, base=base)
-    plans = [explain(resolution, walk.store, targets) for resolution, targets in walk.found]
+    plans = [explain(lookup.resolution, walk.store, lookup.targets) for lookup in walk.lookups]
     missing = [node for found in plans for node in found.missing]
     work = bool(missing) or not complete
     kinds = list(dict.fromkeys(node.step for found in plans for node in found.nodes))
@@ -59,7 +59,7 @@ def _price(rows: list[dict[str, Any]]) -> str:
     return said + (f"; never timed here: {', '.join(untimed)}" if untimed else "")
 
 
-def _kind(kind: str, walk: Walk, missing: list[PlannedNode]) -> dict[str, Any]:
+def _kind(kind: str, walk: Driver, missing: list[PlannedNode]) -> dict[str, Any]:
     known = [node for node in missing if node.seconds is not None]
     return {
         "kind": kind,

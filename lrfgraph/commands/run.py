@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lrfgraph.api import Outcome, compress
+from lrfgraph.api import Compression, compress
 from lrfgraph.options.recipe import Recipe
 from lrfgraph.report import summary as files
 from lrfgraph.report import tables
@@ -20,7 +20,7 @@ def run_and_report(model: Path, recipe: Recipe, base: Path, *, as_json: bool = F
     """Run, write the results and print them; returns the summary."""
     with files.result_folder(Path(recipe.run.out or f"{model.stem}-compressed")) as folder, Progress() as progress:
 
-        def on_baseline(outcome: Outcome) -> None:
+        def on_baseline(outcome: Compression) -> None:
             if not as_json:
                 progress.pause()
                 print(_baseline(model, outcome), flush=True)
@@ -46,7 +46,7 @@ def run_and_report(model: Path, recipe: Recipe, base: Path, *, as_json: bool = F
     return said
 
 
-def _baseline(model: Path, outcome: Outcome) -> str:
+def _baseline(model: Path, outcome: Compression) -> str:
     network = outcome.network
     size = f"{tables.count_text(network.parameters)} parameters, {tables.count_text(network.macs)} MACs"
     measured = outcome.measured.get("baseline", {}).get("validation", {})

@@ -12,7 +12,7 @@ from typing import Any
 from lrfgraph.errors import OutputError
 from lrfgraph.layers.pieces import layer_cost
 from lrfgraph.layers.similarity import METRICS
-from lrfgraph.run.driver import Outcome
+from lrfgraph.run.state import Compression
 
 __all__ = ["CANDIDATE_COLUMNS", "CONFIGURATION_COLUMNS", "candidates", "configurations", "write_design_space"]
 
@@ -47,13 +47,13 @@ CONFIGURATION_COLUMNS = (
 PICTURE = "design_space.png"
 
 
-def candidates(outcome: Outcome) -> list[dict[str, Any]]:
+def candidates(outcome: Compression) -> list[dict[str, Any]]:
     """Return one row per candidate that was scored, layers in network order."""
     sizes = {layer.name: layer_cost(layer) for layer in outcome.network.layers if layer.kind}
     order = {name: index for index, name in enumerate(sizes)}
     rows = []
-    for (layer, method, rank), ref in outcome.scores.items():
-        said, whole = outcome.walk.data(ref), sizes[layer]
+    for (layer, method, rank), ref in outcome.exploration.scores.items():
+        said, whole = outcome.driver.data(ref), sizes[layer]
         row = {"layer": layer, "method": method, "rank": rank} | {n: said[n] for n in ("parameters", "macs")}
         row |= {f"{name}_share": said[name] / max(getattr(whole, name), 1) for name in ("parameters", "macs")}
         row |= said["similarity"] | {name: said[name] for name in ("distortion", "weight_error", "predicted")}
@@ -61,11 +61,11 @@ def candidates(outcome: Outcome) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (order[row["layer"]], row["method"], row["parameters"], row["rank"]))
 
 
-def configurations(outcome: Outcome) -> list[dict[str, Any]]:
+def configurations(outcome: Compression) -> list[dict[str, Any]]:
     """Return one row per whole network that was measured: the stages of the run and the points of its search."""
     network = outcome.network
     found: list[dict[str, Any]] = []
-    exported = outcome.walk.data(outcome.exported) if outcome.exported else {}
+    exported = outcome.driver.data(outcome.exported) if outcome.exported else {}
     for name, parts in outcome.measured.items():
         counted = {"parameters": network.parameters, "macs": network.macs} if name == "baseline" else exported
         said = {part: parts.get(part, {}) for part in ("validation", "test")}
@@ -88,7 +88,7 @@ def configurations(outcome: Outcome) -> list[dict[str, Any]]:
     return found
 
 
-def write_design_space(outcome: Outcome, folder: Path) -> str:
+def write_design_space(outcome: Compression, folder: Path) -> str:
     """Write ``design_space.csv``, ``configurations.csv`` and the picture; return a note where there is none.
 
     The picture is drawn again only where a table says something new: drawing takes longer than a cached run.
@@ -102,7 +102,7 @@ def write_design_space(outcome: Outcome, folder: Path) -> str:
         ) from None
 
 
-def _write(outcome: Outcome, folder: Path) -> str:
+def _write(outcome: Compression, folder: Path) -> str:
     made = {
         "design_space.csv": (CANDIDATE_COLUMNS, candidates(outcome)),
         "configurations.csv": (CONFIGURATION_COLUMNS, configurations(outcome)),
@@ -115,7 +115,7 @@ def _write(outcome: Outcome, folder: Path) -> str:
     if not news or not rows:
         return ""
     try:
-        _draw(folder / PICTURE, rows, made["configurations.csv"][1], outcome.walk.recipe.similarity.metric)
+        _draw(folder / PICTURE, rows, made["configurations.csv"][1], outcome.driver.recipe.similarity.metric)
     except ImportError:
         return f"{PICTURE} was not drawn: matplotlib is not installed; pip install lrfgraph[plot]"
     return ""

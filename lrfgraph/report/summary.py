@@ -12,22 +12,24 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lrfgraph.api import Outcome, run_name
+from lrfgraph.api import Compression, run_name
 from lrfgraph.errors import OutputError
 from lrfgraph.layers.pieces import layer_cost
-from lrfgraph.run.nodes import kept_reason
+from lrfgraph.methods.base import parse_rank
+from lrfgraph.run.state import kept_reason
 from lrfgraph.selection.configuration import write_configuration
+from lrfgraph.selection.problem import Choice
 
 __all__ = ["STAGES", "result_folder", "summary", "write"]
 
 STAGES = ("baseline", "factorized", "repaired", "finetuned")
 
 
-def summary(outcome: Outcome, model: Path) -> dict[str, Any]:
+def summary(outcome: Compression, model: Path) -> dict[str, Any]:
     """Return summary.json as other programs read it (format 1)."""
     from lrfgraph import __version__
 
-    walk, network = outcome.walk, outcome.network
+    walk, network = outcome.driver, outcome.network
     exported = walk.data(outcome.exported) if outcome.exported else None
     stages = {name: _stage(outcome, name, model, exported) for name in STAGES}
     nodes = {"run": dict(sorted(walk.run.items())), "reused": dict(sorted(walk.reused.items()))}
@@ -47,7 +49,7 @@ def summary(outcome: Outcome, model: Path) -> dict[str, Any]:
     }
 
 
-def _stage(outcome: Outcome, name: str, model: Path, exported: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _stage(outcome: Compression, name: str, model: Path, exported: Mapping[str, Any] | None) -> dict[str, Any] | None:
     measured = outcome.measured.get(name)
     if name == "baseline":
         counted = {"parameters": outcome.network.parameters, "macs": outcome.network.macs}
@@ -66,34 +68,34 @@ def _stage(outcome: Outcome, name: str, model: Path, exported: Mapping[str, Any]
     return {**counted, "file_bytes": size, **said}
 
 
-def _file_bytes(outcome: Outcome, stage: str, model: Path, exported: Mapping[str, Any]) -> int:
+def _file_bytes(outcome: Compression, stage: str, model: Path, exported: Mapping[str, Any]) -> int:
     """Size of the written file in the original's format; of a stage on the way, of its entry in the cache."""
     if stage == outcome.final:
         name = "compressed.h5" if model.suffix in (".h5", ".hdf5") else "compressed.keras"
         return int(exported["file_bytes"][name])
-    return outcome.walk.store.open(outcome.models[stage]).file("model.keras").stat().st_size
+    return outcome.driver.store.open(outcome.models[stage]).file("model.keras").stat().st_size
 
 
-def layer_rows(outcome: Outcome) -> list[dict[str, Any]]:
+def layer_rows(outcome: Compression) -> list[dict[str, Any]]:
     """Every layer with a kernel: what became of it, or why it is kept."""
-    chosen = {c["layer"]: c for c in (outcome.decision or {}).get("choices", [])}
+    chosen = {choice.layer: choice for choice in outcome.decision.choices} if outcome.decision else {}
     rows = []
     for layer in outcome.network.layers:
         if not layer.kind:
             continue
-        cost, choice = layer_cost(layer), chosen.get(layer.name, {})
-        taken = choice.get("method") is not None
+        cost, choice = layer_cost(layer), chosen.get(layer.name, Choice(layer.name))
+        taken = choice.id is not None
         rows.append(
             {
                 "name": layer.name,
                 "kind": layer.kind,
                 "kernel": list(layer.kernel),
-                "method": choice.get("method"),
-                "rank": [int(r) for r in choice["rank"].split("x")] if taken else [],
-                "reason": choice.get("reason") or ("" if taken else kept_reason(layer, outcome.walk.recipe)),
-                "parameters": [cost.parameters, choice["parameters"] if taken else cost.parameters],
-                "macs": [cost.macs, choice["macs"] if taken else cost.macs],
-                "similarity": choice.get("similarity", {}),
+                "method": choice.id.method if choice.id else None,
+                "rank": list(parse_rank(choice.id.rank)) if choice.id else [],
+                "reason": choice.reason or ("" if taken else kept_reason(layer, outcome.driver.recipe)),
+                "parameters": [cost.parameters, choice.parameters if taken else cost.parameters],
+                "macs": [cost.macs, choice.macs if taken else cost.macs],
+                "similarity": dict(choice.similarity),
             }
         )
     return rows
@@ -127,14 +129,14 @@ def _remove_empty(folders: Sequence[Path]) -> None:
             folder.rmdir()
 
 
-def write(outcome: Outcome, folder: Path, said: Mapping[str, Any]) -> None:
+def write(outcome: Compression, folder: Path, said: Mapping[str, Any]) -> None:
     """Write all results into `folder`; each file is replaced whole."""
     texts = {
         "summary.json": json.dumps(said, indent=1, default=list) + "\n",
-        "recipe.toml": outcome.walk.recipe.to_toml(),
+        "recipe.toml": outcome.driver.recipe.to_toml(),
     }
     if outcome.decision:
-        texts["hybrid.toml"] = write_configuration(outcome.network.digest, outcome.decision["choices"])
+        texts["hybrid.toml"] = write_configuration(outcome.network.digest, outcome.decision.choices)
     try:
         for name, text in texts.items():
             partial = folder / f".{name}.partial"
@@ -144,7 +146,7 @@ def write(outcome: Outcome, folder: Path, said: Mapping[str, Any]) -> None:
         for name in stale:  # of an earlier run: the summary beside them would speak of another model
             (folder / name).unlink(missing_ok=True)
         if outcome.exported:
-            entry = outcome.walk.store.open(outcome.exported)
+            entry = outcome.driver.store.open(outcome.exported)
             for name in ("compressed.keras", "compressed.h5"):
                 partial = folder / f".{name}.partial"
                 shutil.copyfile(entry.file(name), partial)

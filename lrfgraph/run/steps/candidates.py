@@ -72,7 +72,7 @@ def ranks(task: Task) -> Result:
 def noise(task: Task) -> Result:
     """Find the ranks at which the kernel's unfoldings by inputs and by outputs stand out from noise."""
     from lrfgraph.methods.algebra import positions_first
-    from lrfgraph.selection.policies.evbmf import noise_rank
+    from lrfgraph.selection.noise import noise_rank
 
     layer = layer_of(task.params)
     tensor = positions_first(task.inputs["weights"].array("kernel").astype(np.float64))
