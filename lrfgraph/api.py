@@ -251,7 +251,7 @@ def _images(walk: Walk, outcome: Outcome, base: Path) -> Network:
     ref = walk.stage("data", [node], optional=True)[node.name]
     found = walk.data(ref)
     outcome.notes.extend(found["notes"])
-    return replace(network, data=ref, images=found["identities"], where=node.where, task=found["task"])
+    return replace(network, data=ref, images=found["identities"], locators=node.locators, task=found["task"])
 
 
 def _calibration(network: Network) -> int:
@@ -285,7 +285,7 @@ def _at_chance(walk: Walk, outcome: Outcome, measured: Mapping[str, Any], chance
 
     network = outcome.network
     assert network.data is not None
-    tried = try_preprocessings(walk.store.open(network.model), walk.store.open(network.data), network.where)
+    tried = try_preprocessings(walk.store.open(network.model), walk.store.open(network.data), network.locators)
     said = ", ".join(f"{name}: {accuracy:.1%}" for name, accuracy in tried.items())
     return (
         f"the model is at chance level on the validation images ({measured['accuracy']:.1%}, always answering one "

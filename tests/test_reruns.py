@@ -53,11 +53,11 @@ def network_of(recipe: Recipe, described: Node) -> tuple[Network, Node]:
     facts = {"input_shape": (14, 14, 1), "output_shape": (10,)}
     base = str(DATA)
     node = pipeline.data_node(source_digest(recipe.data, DATA), facts, recipe, recipe.data.calibration, base)
-    made = STEPS["data"].compute(Task(node.name, node.params, {}, node.where, lambda: DATA, lambda *_: None))
+    made = STEPS["data"].compute(Task(node.name, node.params, {}, node.locators, lambda: DATA, lambda *_: None))
     assert made.identity
     data = Ref(made.identity, key_of(node, STEPS["data"].version, {}))
     said = made.data
-    return replace(network, data=data, images=said["identities"], where=node.where, task=said["task"]), node
+    return replace(network, data=data, images=said["identities"], locators=node.locators, task=said["task"]), node
 
 
 class Graph:

@@ -42,7 +42,7 @@ def execute(
     on : workers that stay up between calls (`workers_for`); otherwise they are made from `threads`, `workers` and
         `scheduler` for this call.
     on_needed : told which nodes the targets stand on, before anything of them runs.
-    max_cache : bytes the cache may have; compared with what nodes declare in ``where["bytes"]`` before anything runs.
+    max_cache : bytes the cache may have; compared before anything runs with ``locators["bytes"]`` of the nodes.
 
     An entry that turns out damaged is discarded and computed again, and an event says so. If it is none of these
     nodes', CorruptEntry is raised after it was discarded: the earlier stage has to run again (`healing`). What a
@@ -180,7 +180,7 @@ def _discard(
 
 
 def _check_budget(missing: Sequence[Resolved], store: Store, max_cache: int | None) -> None:
-    need = sum({found.key: int(found.node.where.get("bytes", 0)) for found in missing}.values())
+    need = sum({found.key: int(found.node.locators.get("bytes", 0)) for found in missing}.values())
     if max_cache is None or not need:
         return
     used = store.bytes_used()

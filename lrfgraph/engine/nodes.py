@@ -55,7 +55,7 @@ class Node:
 
     name : for people, reads like a path: ``conv2d_3/tucker/24x31/score``.  step : entry of the step table.
     params : only what the step reads; JSON values.  inputs : by name, other nodes' names or finished results.
-    where : what a step must know to find its bytes but that does not change the result (a file's path);
+    locators : what a step must know to find its bytes but that does not change the result (a file's path);
         never part of the key.
     """
 
@@ -63,7 +63,7 @@ class Node:
     step: str
     params: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, str | Ref] = field(default_factory=dict)
-    where: Mapping[str, Any] = field(default_factory=dict)
+    locators: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Input(Protocol):
@@ -89,7 +89,7 @@ class Task:
     name: str
     params: Mapping[str, Any]
     inputs: Mapping[str, Input]
-    where: Mapping[str, Any]
+    locators: Mapping[str, Any]
     scratch: Callable[[], Path]
     progress: Callable[[int, int, str], None]
 

@@ -110,7 +110,7 @@ def plan(resolution: Resolution, store: Store, targets: Iterable[str] | None = N
             continue
         index = indexes[node.step]
         whys[node.name] = _why(found, index, whys)
-        seconds, size = index.seconds, node.where.get("bytes", index.bytes)
+        seconds, size = index.seconds, node.locators.get("bytes", index.bytes)
         planned.append(PlannedNode(node.name, node.step, found.key, False, whys[node.name], seconds, size))
     counted = {node.key: node for node in planned if not node.cached}.values()
     by_step: dict[str, list[PlannedNode]] = defaultdict(list)

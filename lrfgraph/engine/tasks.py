@@ -212,4 +212,4 @@ def _task(work: Work, context: Context) -> Task:
 
     scratch: Callable[[], Any] = lambda: store.scratch(work.key)  # noqa: E731
     inputs = {name: store.open(ref) for name, ref in work.inputs.items()}
-    return Task(node.name, node.params, inputs, node.where, scratch, progress)
+    return Task(node.name, node.params, inputs, node.locators, scratch, progress)

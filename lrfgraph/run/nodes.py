@@ -53,7 +53,7 @@ PROBE_IMAGES = 512
 class Network:
     """What `describe` and `data` said, and the recipe: all that later nodes are built from.
 
-    images : identity of each split's images, empty without data.  where : how to find the images; no part of a key.
+    images : identity of each split's images, empty without data.  locators : how to find the images; no part of a key.
     """
 
     model: Ref
@@ -66,7 +66,7 @@ class Network:
     recipe: Recipe
     data: Ref | None = None
     images: Mapping[str, str] = field(default_factory=dict)
-    where: Mapping[str, Any] = field(default_factory=dict)
+    locators: Mapping[str, Any] = field(default_factory=dict)
 
     def weights(self, index: int) -> Ref:
         """One layer's kernel, bias and folded BatchNorm: identified by their bytes, not by the model they sit in."""
@@ -100,12 +100,12 @@ def describe_node(
 def data_node(source: str, facts: Mapping[str, Any], recipe: Recipe, calibration: int, base: str) -> Node:
     """Divide the images; `source` is the digest of their content and the statistics', `facts` the model's shapes."""
     options = _plain(asdict(recipe.data))
-    where = {"data": options, "base": base}
+    locators = {"data": options, "base": base}
     used = {name: options[name] for name in ("scale", "mean", "std", "channels", "image_size")}
     params = {"source": source, **facts, "source_options": used, "calibration": calibration}
     params["repair"] = max(recipe.repair.images, calibration) if recipe.repair.enabled else 0
     params |= {name: options[name] for name in ("validation", "split", "seed", "task")}
-    return Node("images/data", "data", params, {}, where)
+    return Node("images/data", "data", params, {}, locators)
 
 
 def _plain(value: Any) -> Any:
@@ -166,7 +166,7 @@ def record_nodes(network: Network) -> list[Node]:
             "record",
             {"options": options, "layer": geometry(layer)},
             {"model": Ref(layer.upstream, network.model.key), "data": network.split("calibration")},
-            {**network.where, "layer": layer.name},
+            {**network.locators, "layer": layer.name},
         )
         for _, layer in network.factorizable()
     ]
@@ -183,7 +183,7 @@ def curvature_nodes(network: Network) -> list[Node]:
             "curvature",
             {**params, "layer": index},
             {"model": Ref(network.digest, network.model.key), "data": network.split("calibration")},
-            {**network.where, "layer": layer.name},
+            {**network.locators, "layer": layer.name},
         )
         for index, layer in network.factorizable()
     ]
@@ -279,8 +279,10 @@ def probe_nodes(
             "prepared": refs[f"{layer}/{method}/decompose"],
         }
         params |= {"layer": index[layer], "images": PROBE_IMAGES}
-        where = {**network.where, "layer": layer}
-        nodes[f"{layer}|probe|{method}/{rank}"] = Node(f"{layer}/{method}/{rank}/probe", "probe", params, inputs, where)
+        locators = {**network.locators, "layer": layer}
+        nodes[f"{layer}|probe|{method}/{rank}"] = Node(
+            f"{layer}/{method}/{rank}/probe", "probe", params, inputs, locators
+        )
     return nodes
 
 
@@ -351,9 +353,9 @@ def rebuild_nodes(
             before |= dict(zip(("own/factors", "own/prepared"), factors_of[layer], strict=True))
         if f"{layer}/curvature" in refs:
             before["curvature"] = refs[f"{layer}/curvature"]
-        where = {**network.where, "last": index == len(refitted) - 1, "max_memory": network.recipe.run.max_memory}
+        locators = {**network.locators, "last": index == len(refitted) - 1, "max_memory": network.recipe.run.max_memory}
         names.append(f"{layer}/repair")
-        nodes.append(Node(names[-1], "repair", {**params, "previous": refitted[:index]}, before, where))
+        nodes.append(Node(names[-1], "repair", {**params, "previous": refitted[:index]}, before, locators))
     if final_only:
         nodes = nodes[1:]
     repaired: dict[str, str | Ref] = {f"{i}/repair": name for i, name in enumerate(names)}
@@ -411,7 +413,7 @@ def _finetune(network: Network, student: Ref) -> Node:
         "data": network.split("train", "validation"),
     }
     params = {"options": asdict(network.recipe.finetune), "task": network.task, "output": network.output}
-    return Node("finetune", "finetune", params, inputs, dict(network.where))
+    return Node("finetune", "finetune", params, inputs, dict(network.locators))
 
 
 def evaluate_node(network: Network, name: str, model: str | Ref, part: str, original: str | Ref | None = None) -> Node:
@@ -420,7 +422,7 @@ def evaluate_node(network: Network, name: str, model: str | Ref, part: str, orig
     if original is not None:
         inputs["original"] = original
     params = {"part": part, "task": network.task, "output": network.output}
-    return Node(f"{name}/{part}/evaluate", "evaluate", params, inputs, dict(network.where))
+    return Node(f"{name}/{part}/evaluate", "evaluate", params, inputs, dict(network.locators))
 
 
 # Names that other rooms' tables own ---------------------------------------------------------------------------------

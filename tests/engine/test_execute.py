@@ -185,7 +185,7 @@ def test_a_lease_of_the_dead_is_taken_over(tmp_path: Path) -> None:
 
 def test_the_budget_is_checked_before_anything_runs(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    nodes = [Node("b", "big", {"bytes": 8000}, where={"bytes": 8000}), Node("s", "source", {"seed": 0})]
+    nodes = [Node("b", "big", {"bytes": 8000}, locators={"bytes": 8000}), Node("s", "source", {"seed": 0})]
     with pytest.raises(StoreError, match=r"needs 8,000 bytes .* run.max_cache = 5,000"):
         run(nodes, store, max_cache=5000)
     assert list(tmp_path.iterdir()) == []

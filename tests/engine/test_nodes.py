@@ -28,8 +28,8 @@ def test_byte_order_and_memory_order_do_not_matter_shape_and_dtype_do() -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        Node("another name", NODE.step, NODE.params, NODE.inputs, NODE.where),
-        Node(NODE.name, NODE.step, dict(reversed(NODE.params.items())), NODE.inputs, NODE.where),
+        Node("another name", NODE.step, NODE.params, NODE.inputs, NODE.locators),
+        Node(NODE.name, NODE.step, dict(reversed(NODE.params.items())), NODE.inputs, NODE.locators),
         Node(NODE.name, NODE.step, NODE.params, NODE.inputs, {"path": "/elsewhere"}),
     ],
 )

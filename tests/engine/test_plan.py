@@ -97,7 +97,7 @@ def test_estimates_come_from_what_is_recorded(store: Store) -> None:
     manifest = store.open(resolve(FIRST, STEPS, store).nodes["s"].ref).manifest
     nodes = [*FIRST, *(Node(f"s{seed}", "source", {"seed": seed}) for seed in (2, 3, 3))][:-1]
     nodes.append(Node("twin", "source", {"seed": 3}))
-    nodes.append(Node("declared", "source", {"seed": 4}, where={"bytes": 5000}))
+    nodes.append(Node("declared", "source", {"seed": 4}, locators={"bytes": 5000}))
     found = planned(nodes, store)
     assert found.total == found.steps["source"]
     assert found.total.nodes == 3, "equal nodes are computed once"

@@ -97,12 +97,12 @@ def test_paths_are_no_part_of_any_key() -> None:
     nodes = [
         pipeline.describe_node("/somewhere/model.h5", "digest", Recipe(), None),
         pipeline.data_node("digest", {}, Recipe().with_option("data.source", "/somewhere/x.npz"), 10, "/somewhere"),
-        *pipeline.explore_nodes(replace(network(Recipe()), where={"base": "/somewhere"})),
+        *pipeline.explore_nodes(replace(network(Recipe()), locators={"base": "/somewhere"})),
     ]
     assert {node.step for node in nodes} >= {"describe", "data", "record", "decompose", "ranks"}
     for node in nodes:
         assert "/somewhere" not in str(node.params)
-    assert "/somewhere" in str(nodes[0].where)
+    assert "/somewhere" in str(nodes[0].locators)
 
 
 def test_unknown_names_are_refused_with_the_nearest() -> None:

@@ -83,8 +83,8 @@ def repair(task: Task) -> Result:
     key = (model.identity, task.inputs["data"].identity)
     walk = WALKS.take(key)
     if walk is None or not walk.can_go_on(before, name):
-        images, _ = images_of(task.inputs["data"], task.where, "repair")
-        walk = Walk(fresh_network_of(model), images[:], task.where.get("max_memory"), task.scratch)
+        images, _ = images_of(task.inputs["data"], task.locators, "repair")
+        walk = Walk(fresh_network_of(model), images[:], task.locators.get("max_memory"), task.scratch)
         for choice in task.params["previous"]:
             earlier, its_method, its_rank = choice
             walk.know(replaced(earlier, its_method, its_rank, before[earlier].weights), before[earlier])
@@ -94,7 +94,7 @@ def repair(task: Task) -> Result:
         plan = replace(plan, curvature=task.inputs["curvature"].array("curvature"))
     solve = partial(refit, steps=options["steps"])
     found = walk.refit(plan, solve, options["rows"], options["rounds"], options["ridge"], options["seed"])
-    if not task.where.get("last"):
+    if not task.locators.get("last"):
         WALKS.put(key, walk)
     arrays = dict(enumerate_names(found.weights)) | ({} if found.bias is None else {"bias": found.bias})
     return Result(
@@ -115,8 +115,8 @@ def finetune(task: Task) -> Result:
     from lrfgraph.network.training import finetune
 
     data, student = task.inputs["data"], task.inputs["student"]
-    x, y = images_of(data, task.where, "train")
-    x_val, y_val = images_of(data, task.where, "validation")
+    x, y = images_of(data, task.locators, "train")
+    x_val, y_val = images_of(data, task.locators, "validation")
     tuned, history = finetune(
         fresh_network_of(student),
         network_of(task.inputs["teacher"]),
@@ -148,7 +148,7 @@ def export(task: Task) -> Result:
 def evaluate(task: Task) -> Result:
     from lrfgraph.network.evaluating import compare, measure, predict
 
-    x, y = images_of(task.inputs["data"], task.where, task.params["part"])
+    x, y = images_of(task.inputs["data"], task.locators, task.params["part"])
     outputs = predict(network_of(task.inputs["model"]), x)
     measured: dict[str, Any] = measure(outputs, x if y is None else y, task.params["task"])
     original = task.inputs.get("original")
