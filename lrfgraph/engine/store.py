@@ -40,7 +40,7 @@ FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 _manifests = BoundedCache(32 << 20)
-_verified: dict[str, tuple[int, int, int]] = {}
+_verified = BoundedCache(16 << 20)
 _count = itertools.count()
 
 
@@ -201,7 +201,7 @@ class Store:
             raise CorruptEntry(key, f"{relative} cannot be read ({error.strerror})") from error
         if found != checksum:
             raise CorruptEntry(key, f"{relative} is damaged (wrong checksum)")
-        _verified[path] = state
+        _verified.put(path, state, len(path) + 256)
 
     def scratch(self, key: str) -> Path:
         """Return a folder that outlives an interrupted attempt at this key; it goes when the entry is committed."""

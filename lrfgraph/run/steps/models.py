@@ -7,18 +7,21 @@ from typing import Any
 
 import numpy as np
 
+from lrfgraph.engine.memory import BoundedCache
 from lrfgraph.engine.nodes import Input, Result, Task
 from lrfgraph.layers.pieces import Piece, whole
 from lrfgraph.layers.spec import Array, LayerSpec, native
 from lrfgraph.methods import METHODS
 from lrfgraph.methods.base import parse_rank
 from lrfgraph.run.steps.candidates import enumerate_names, factors_of
-from lrfgraph.run.steps.common import Memo, fresh_network_of, layers_of, network_of, save_model
+from lrfgraph.run.steps.common import fresh_network_of, layers_of, network_of, save_model
 from lrfgraph.run.steps.sources import images_of
 
 __all__ = ["evaluate", "export", "finetune", "rebuild", "repair"]
 
-WALKS = Memo(1)
+WALKS = BoundedCache(0, keep_last=True)
+"""The last walk, whatever its size: without it each layer's repair would begin at the first layer."""
+
 MOST_OUTPUTS = 16_000_000
 """Numbers of a model's outputs that are kept, so that others can be compared with them."""
 
@@ -95,7 +98,7 @@ def repair(task: Task) -> Result:
     solve = partial(refit, steps=options["steps"])
     found = walk.refit(plan, solve, options["rows"], options["rounds"], options["ridge"], options["seed"])
     if not task.locators.get("last"):
-        WALKS.put(key, walk)
+        WALKS.put(key, walk, 1)
     arrays = dict(enumerate_names(found.weights)) | ({} if found.bias is None else {"bias": found.bias})
     return Result(
         {"before": found.before, "after": found.after, "kept": found.kept, "pieces": len(found.weights)}, arrays

@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lrfgraph.engine.memory import BoundedCache, array_bytes
 from lrfgraph.engine.nodes import Input, Result, Task, digest
 from lrfgraph.options.recipe import DataOptions
-from lrfgraph.run.steps.common import Memo, network_of, save_model
+from lrfgraph.run.steps.common import network_of, save_model
 
 __all__ = ["data", "describe", "images_of", "try_preprocessings"]
 
-IMAGES = Memo(4)
+IMAGES = BoundedCache(1 << 30, keep_last=True)
 PARTS = ("calibration", "repair", "validation", "train", "test")
 
 
@@ -110,7 +111,7 @@ def images_of(entry: Input, locators: Mapping[str, Any], name: str) -> tuple[Any
         images = part.images(dataset, data.preprocessing(options, shape, base))
         return images, data.targets_of(part.labels(dataset), said["task"], tuple(said["output_shape"]))
 
-    return IMAGES.get((said["identities"][name], name), load)
+    return IMAGES.get_or_make((said["identities"][name], name), load, array_bytes)
 
 
 def try_preprocessings(model: Input, entry: Input, locators: Mapping[str, Any]) -> dict[str, float]:
