@@ -14,7 +14,7 @@ from conftest import DATA, Finished
 
 from lrfgraph import api
 from lrfgraph.cli import read_recipe
-from lrfgraph.engine.nodes import Node, Ref, Task, digest, key_of
+from lrfgraph.engine.nodes import Node, Ref, Task, components_of, digest, key_of
 from lrfgraph.images.sources import source_digest
 from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.methods import METHODS
@@ -48,14 +48,14 @@ BASE = Recipe.from_dict(
 
 def network_of(recipe: Recipe, described: Node) -> tuple[Network, Node]:
     """Return a hand-made network with the images as the `data` step really divides them."""
-    ref = Ref("network", key_of(described, STEPS["describe"].version, {}))
+    ref = Ref("network", key_of(components_of(described, STEPS["describe"].version, {})))
     network = Network(ref, (CONV, DENSE), "network", 15770, 29792, "probabilities", "classification", recipe)
     facts = {"input_shape": (14, 14, 1), "output_shape": (10,)}
     base = str(DATA)
     node = pipeline.data_node(source_digest(recipe.data, DATA), facts, recipe, recipe.data.calibration, base)
     made = STEPS["data"].compute(Task(node.name, node.params, {}, node.locators, lambda: DATA, lambda *_: None))
     assert made.identity
-    data = Ref(made.identity, key_of(node, STEPS["data"].version, {}))
+    data = Ref(made.identity, key_of(components_of(node, STEPS["data"].version, {})))
     said = made.data
     return replace(network, data=data, images=said["identities"], locators=node.locators, task=said["task"]), node
 
@@ -101,7 +101,7 @@ class Graph:
     def add(self, nodes: list[Node]) -> list[Node]:
         for node in nodes:
             found = {n: s if isinstance(s, Ref) else self.refs[s] for n, s in node.inputs.items()}
-            key = key_of(node, STEPS[node.step].version, {n: ref.identity for n, ref in found.items()})
+            key = key_of(components_of(node, STEPS[node.step].version, {n: ref.identity for n, ref in found.items()}))
             self.refs[node.name] = Ref(key, key)
             self.keys.setdefault(node.step, set()).add(key)
         return nodes
@@ -423,7 +423,7 @@ def test_plan_says_what_run_does(change: tuple[str, ...], finished: Finished, ca
     """Up to the first decision that is not made yet the two agree node by node, and to the end where there is none."""
     model, recipe, base = _asked(cache, (*finished.arguments, *change))
     walk, complete = api.plan(model, recipe, base=base)
-    planned = [found.node.name for stage, _ in walk.found for found in stage.missing(_)]
+    planned = [node.node.name for stage, targets in walk.found for node in stage.needed(targets) if not node.cached]
     again = ran(cache, *finished.arguments, *change)
     assert set(planned) <= set(again)
     assert (set(planned) == set(again)) or not complete

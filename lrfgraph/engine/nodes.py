@@ -127,7 +127,10 @@ class Step:
 
 
 def components_of(node: Node, version: int, identities: Mapping[str, str]) -> dict[str, Any]:
-    """Return what `key_of` digests, readable: kept in the manifest so that a miss can be explained later."""
+    """Return what `key_of` digests, readable: kept in the manifest so that a miss can be explained later.
+
+    version : of the node's step.  identities : of its inputs, by name.
+    """
     return {
         "step": node.step,
         "version": version,
@@ -136,6 +139,6 @@ def components_of(node: Node, version: int, identities: Mapping[str, str]) -> di
     }
 
 
-def key_of(node: Node, version: int, identities: Mapping[str, str]) -> str:
-    """Return the key ``step/digest`` of a node whose inputs have these identities."""
-    return f"{node.step}/{digest(components_of(node, version, identities))}"
+def key_of(components: Mapping[str, Any]) -> str:
+    """Return the key ``step/digest`` of a node: the one way from components to a key."""
+    return f"{components['step']}/{digest(components)}"

@@ -88,15 +88,15 @@ class Entry:
         if full not in manifest["arrays"]:
             raise KeyError(f"{manifest['name']} ({self.key}) has no array {full!r}; it has {self.names()}")
         at = (str(self.store.root), self.key, manifest["digest"], full)
-        kept: NDArray[Any] | None = ARRAYS.get(at)
-        if kept is None:
+        array: NDArray[Any] | None = ARRAYS.get(at)
+        if array is None:
             try:
-                kept = decode(manifest["arrays"][full], lambda chunk: self._read(f"{full}/{chunk}"))
+                array = decode(manifest["arrays"][full], lambda chunk: self._read(f"{full}/{chunk}"))
             except ValueError as error:
                 raise CorruptEntry(self.key, f"array {full} cannot be read ({error})") from error
-            kept.flags.writeable = False
-            ARRAYS.put(at, kept, kept.nbytes)
-        return kept
+            array.flags.writeable = False
+            ARRAYS.put(at, array, array.nbytes)
+        return array
 
     def file(self, name: str) -> Path:
         """Return the path of one file, its checksum verified; raises KeyError if there is none of this name."""
@@ -168,9 +168,9 @@ class Store:
             with open(path, "rb", buffering=0) as file:
                 stat = os.fstat(file.fileno())
                 at = (path, stat.st_ino, stat.st_size, stat.st_ctime_ns)
-                kept: dict[str, Any] | None = _manifests.get(at)
-                if kept is not None:
-                    return kept
+                remembered: dict[str, Any] | None = _manifests.get(at)
+                if remembered is not None:
+                    return remembered
                 content = file.readall()
         except FileNotFoundError as error:
             raise CorruptEntry(key, "the manifest is missing") from error
@@ -196,10 +196,10 @@ class Store:
             state = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
             if not again and _verified.get(path) == state:
                 return
-            found = _digest_file(path) if content is None else _blake(content.data if content.size else b"")
+            actual = _digest_file(path) if content is None else _blake(content.data if content.size else b"")
         except OSError as error:
             raise CorruptEntry(key, f"{relative} cannot be read ({error.strerror})") from error
-        if found != checksum:
+        if actual != checksum:
             raise CorruptEntry(key, f"{relative} is damaged (wrong checksum)")
         _verified.put(path, state, len(path) + 256)
 
@@ -359,12 +359,12 @@ class Store:
 def _write_files(folder: Path, result: Result) -> dict[str, tuple[int, str]]:
     """Write arrays and move files into `folder`; returns size and checksum of each."""
     files: dict[str, tuple[int, str]] = {}
-    made = {""}
+    folders = {""}
     for relative, buffers in encode(result.arrays):
         above = relative.rpartition("/")[0]
-        if above not in made:
+        if above not in folders:
             os.makedirs(folder / above, exist_ok=True)
-            made.add(above)
+            folders.add(above)
         files[relative] = _write(folder / relative, buffers)
     for name, source in sorted(result.files.items()):
         if not name or "/" in name or name in (".", ".."):

@@ -88,7 +88,6 @@ class Walk:
                 self.store,
                 targets=targets,
                 on=self.workers,
-                max_cache=self.recipe.run.max_cache,
                 on_event=self.note,
                 on_needed=self._name,
             )
