@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lrfgraph.engine.files import tree_bytes
 from lrfgraph.engine.leases import live
 from lrfgraph.engine.nodes import digest, key_of
 from lrfgraph.engine.runs import list_runs, remove_run
-from lrfgraph.engine.store import CorruptEntry, Store, tree_bytes
+from lrfgraph.engine.store import CorruptEntry, Store
 from lrfgraph.errors import StoreError
 
 __all__ = [

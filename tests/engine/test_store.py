@@ -192,7 +192,7 @@ def test_a_full_or_closed_disk_is_one_line(
     def refuse(*args: Any) -> Any:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(store_module, "_write", refuse)
+    monkeypatch.setattr(store_module, "write", refuse)
     with pytest.raises(StoreError, match=says) as caught:
         store.commit(KEY, Result(arrays={"x": np.zeros(1000)}))
     assert "\n" not in str(caught.value)
