@@ -15,7 +15,7 @@ from conftest import DATA, Finished
 
 from lrfgraph import api
 from lrfgraph.cli import read_recipe
-from lrfgraph.engine.nodes import Node, Ref, Task, digest, key_of
+from lrfgraph.engine.nodes import Node, Ref, Task, components_of, digest, key_of
 from lrfgraph.images.sources import source_digest
 from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.methods import METHODS
@@ -50,16 +50,16 @@ BASE = Recipe.from_dict(
 
 def network_of(recipe: Recipe, described: Node) -> tuple[Network, Node]:
     """Return a hand-made network with the images as the `data` step really divides them."""
-    ref = Ref("network", key_of(described, STEPS["describe"].version, {}))
+    ref = Ref("network", key_of(components_of(described, STEPS["describe"].version, {})))
     network = Network(ref, (CONV, DENSE), "network", 15770, 29792, "probabilities", "classification", recipe)
     facts = {"input_shape": (14, 14, 1), "output_shape": (10,)}
     base = str(DATA)
     node = nodes.data_node(source_digest(recipe.data, DATA), facts, recipe, recipe.data.calibration, base)
-    made = STEPS["data"].compute(Task(node.name, node.params, {}, node.where, lambda: DATA, lambda *_: None))
+    made = STEPS["data"].compute(Task(node.name, node.params, {}, node.locators, lambda: DATA, lambda *_: None))
     assert made.identity
-    data = Ref(made.identity, key_of(node, STEPS["data"].version, {}))
+    data = Ref(made.identity, key_of(components_of(node, STEPS["data"].version, {})))
     said = made.data
-    return replace(network, data=data, images=said["identities"], where=node.where, task=said["task"]), node
+    return replace(network, data=data, images=said["identities"], where=node.locators, task=said["task"]), node
 
 
 class Graph:
@@ -115,7 +115,8 @@ class Graph:
         made = list(made)
         for node in made:
             inputs = {n: s if isinstance(s, Ref) else self.refs[s] for n, s in node.inputs.items()}
-            key = key_of(node, STEPS[node.step].version, {n: ref.identity for n, ref in inputs.items()})
+            identities = {name: ref.identity for name, ref in inputs.items()}
+            key = key_of(components_of(node, STEPS[node.step].version, identities))
             self.refs[node.name] = Ref(key, key)
             self.keys.setdefault(node.step, set()).add(key)
         return made

@@ -8,8 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lrfgraph.engine import maintenance as care
-from lrfgraph.engine import runs
+from lrfgraph.engine import maintenance, runs
 from lrfgraph.engine.store import Store
 from lrfgraph.errors import StoreError
 from lrfgraph.report.tables import age_text, bytes_text, columns, seconds_text
@@ -30,9 +29,9 @@ def ls(folder: Path, kind: str | None, run: str | None, *, as_json: bool = False
     if kind is None and run is None:
         _list_runs(store, as_json)
         return
-    entries = care.list_entries(store, kind)
+    entries = maintenance.list_entries(store, kind)
     if kind is not None and not entries:
-        known = ", ".join(care.usage(store)) or "none"
+        known = ", ".join(maintenance.usage(store)) or "none"
         raise StoreError(f"cache {folder} has no entries of kind {kind!r}; it has {known}")
     if run is not None:
         named = next((record for record in runs.list_runs(store) if record.name == run), None)
@@ -49,7 +48,7 @@ def ls(folder: Path, kind: str | None, run: str | None, *, as_json: bool = False
 
 
 def _list_runs(store: Store, as_json: bool) -> None:
-    sizes = {entry.key: entry.bytes for entry in care.list_entries(store)}
+    sizes = {entry.key: entry.bytes for entry in maintenance.list_entries(store)}
     found: list[dict[str, Any]] = [
         {
             "run": record.name,
@@ -74,7 +73,7 @@ def _list_runs(store: Store, as_json: bool) -> None:
 
 def du(folder: Path, *, as_json: bool = False) -> None:
     """Print entries and bytes by kind."""
-    found = care.usage(_open(folder))
+    found = maintenance.usage(_open(folder))
     if as_json:
         _print({kind: asdict(usage) for kind, usage in found.items()})
         return
@@ -85,7 +84,7 @@ def du(folder: Path, *, as_json: bool = False) -> None:
 
 def verify(folder: Path, remove: bool, *, as_json: bool = False) -> bool:
     """Digest everything again; returns whether something is damaged and still there."""
-    found = care.verify(_open(folder), remove_damaged=remove, progress=None if as_json else _count)
+    found = maintenance.verify(_open(folder), remove_damaged=remove, progress=None if as_json else _count)
     if as_json:
         _print(asdict(found))
     else:
@@ -104,19 +103,19 @@ def gc(folder: Path, max_size: str | None, older_than: str | None, dry_run: bool
     """Remove what nobody used for long, or what is too much."""
     if max_size is None and older_than is None:
         raise StoreError("say what may go: --max-size 5GB, --older-than 30d, or both")
-    size = None if max_size is None else care.parse_size(max_size)
-    age = None if older_than is None else care.parse_age(older_than)
-    _freed(care.gc(_open(folder), max_size=size, older_than=age, dry_run=dry_run), dry_run, as_json)
+    size = None if max_size is None else maintenance.parse_size(max_size)
+    age = None if older_than is None else maintenance.parse_age(older_than)
+    _freed(maintenance.gc(_open(folder), max_size=size, older_than=age, dry_run=dry_run), dry_run, as_json)
 
 
 def rm(folder: Path, run: str | None, kind: str | None, *, as_json: bool = False) -> None:
     """Remove a run or a kind."""
     if (run is None) == (kind is None):
         raise StoreError("say what to remove: the name of a run, or --kind KIND")
-    _freed(care.remove(_open(folder), run=run, kind=kind), False, as_json)
+    _freed(maintenance.remove(_open(folder), run=run, kind=kind), False, as_json)
 
 
-def _freed(freed: care.Freed, dry_run: bool, as_json: bool) -> None:
+def _freed(freed: maintenance.Freed, dry_run: bool, as_json: bool) -> None:
     if as_json:
         _print(asdict(freed))
         return

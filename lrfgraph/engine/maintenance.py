@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lrfgraph.engine.files import tree_bytes
 from lrfgraph.engine.leases import live
-from lrfgraph.engine.nodes import digest
+from lrfgraph.engine.nodes import digest, key_of
 from lrfgraph.engine.runs import list_runs, remove_run
-from lrfgraph.engine.store import CorruptEntry, Store, tree_bytes
+from lrfgraph.engine.store import CorruptEntry, Store
 from lrfgraph.errors import StoreError
 
 __all__ = [
@@ -84,23 +85,23 @@ class Freed:
 
 def keys_of(store: Store, kind: str | None = None) -> Iterator[str]:
     """Yield the keys of all entries that lie in the store, sound or not."""
-    for found in _folders(store.base):
-        if found.name in AROUND or (kind is not None and found.name != kind):
+    for folder in _folders(store.base):
+        if folder.name in AROUND or (kind is not None and folder.name != kind):
             continue
-        for prefix in _folders(found):
+        for prefix in _folders(folder):
             for entry in _folders(prefix):
-                yield f"{found.name}/{entry.name}"
+                yield f"{folder.name}/{entry.name}"
 
 
 def list_entries(store: Store, kind: str | None = None) -> list[EntryInfo]:
     """Return all entries whose manifest can be read, least recently used first."""
-    found = []
+    entries = []
     for key in keys_of(store, kind):
         used = store.last_use(key)
         with contextlib.suppress(CorruptEntry):
             manifest = store.manifest(key)
             size = int(manifest["bytes"]) + (store.folder(key) / "entry.json").stat().st_size
-            found.append(
+            entries.append(
                 EntryInfo(
                     key,
                     key.partition("/")[0],
@@ -111,22 +112,22 @@ def list_entries(store: Store, kind: str | None = None) -> list[EntryInfo]:
                     manifest["seconds"],
                 )
             )
-    return sorted(found, key=lambda info: (info.used, info.key))
+    return sorted(entries, key=lambda info: (info.used, info.key))
 
 
 def usage(store: Store) -> dict[str, Usage]:
     """Return entries and bytes on disk by kind, largest first; half-written things count too."""
-    found: dict[str, Usage] = {}
+    by_kind: dict[str, Usage] = {}
     counts: dict[str, int] = defaultdict(int)
     for key in keys_of(store):
         counts[key.partition("/")[0]] += 1
     for folder in _folders(store.base):
         size = tree_bytes(str(folder))
         kind = folder.name if folder.name not in AROUND - {"scratch"} else "other"
-        before = found.get(kind, Usage(0, 0))
+        before = by_kind.get(kind, Usage(0, 0))
         if size or counts.get(kind):
-            found[kind] = Usage(counts.get(kind, 0), before.bytes + size)
-    return dict(sorted(found.items(), key=lambda item: -item[1].bytes))
+            by_kind[kind] = Usage(counts.get(kind, 0), before.bytes + size)
+    return dict(sorted(by_kind.items(), key=lambda item: -item[1].bytes))
 
 
 def verify(
@@ -233,11 +234,11 @@ def fingerprints(store: Store) -> dict[str, str]:
 
     Times and versions are left out, so two stores of the same run compare equal. Raises CorruptEntry.
     """
-    said = {}
+    by_key = {}
     for key in keys_of(store):
         manifest = store.manifest(key)
-        said[key] = digest([manifest["identity"], manifest["data"], manifest["arrays"], manifest["files"]])
-    return said
+        by_key[key] = digest([manifest["identity"], manifest["data"], manifest["arrays"], manifest["files"]])
+    return by_key
 
 
 def parse_size(text: str) -> int:
@@ -266,8 +267,7 @@ def parse_age(text: str) -> float:
 
 def _verify_entry(store: Store, key: str) -> int:
     manifest = store.manifest(key)
-    kind = key.partition("/")[0]
-    if manifest["components"] and f"{kind}/{digest(manifest['components'])}" != key:
+    if manifest["components"] and key_of(manifest["components"]) != key:
         raise CorruptEntry(key, "the key is not the digest of its components")
     folder = store.folder(key)
     for relative in manifest["files"]:

@@ -92,7 +92,6 @@ class Driver:
                 self.store,
                 targets=targets or None,
                 on=self.workers,
-                max_cache=self.recipe.run.max_cache,
                 on_event=self.note,
                 on_needed=self._announce,
             )

@@ -70,12 +70,12 @@ def describe_node(
 def data_node(source: str, shapes: Mapping[str, Any], recipe: Recipe, calibration: int, base: str) -> Node:
     """Divide the images; `source` is the digest of their content and the statistics', `shapes` the model's."""
     options = _plain(asdict(recipe.data))
-    where = {"data": options, "base": base}
+    locators = {"data": options, "base": base}
     used = {name: options[name] for name in ("scale", "mean", "std", "channels", "image_size")}
     params = {"source": source, **shapes, "source_options": used, "calibration": calibration}
     params["repair"] = max(recipe.repair.images, calibration) if recipe.repair.enabled else 0
     params |= {name: options[name] for name in ("validation", "split", "seed", "task")}
-    return Node("images/data", "data", params, {}, where)
+    return Node("images/data", "data", params, {}, locators)
 
 
 def _plain(value: Any) -> Any:
@@ -110,9 +110,9 @@ def record_nodes(network: Network) -> dict[str, Node]:
     nodes = {}
     for layer in network.factorizable():
         inputs: Inputs = {"model": Ref(layer.upstream, network.model.key), "data": images}
-        where = {**network.where, "layer": layer.name}
+        locators = {**network.locators, "layer": layer.name}
         params = {"options": options, "layer": geometry(layer)}
-        nodes[layer.name] = Node(f"{layer.name}/record", "record", params, inputs, where)
+        nodes[layer.name] = Node(f"{layer.name}/record", "record", params, inputs, locators)
     return nodes
 
 
@@ -125,8 +125,8 @@ def curvature_nodes(network: Network) -> dict[str, Node]:
     params = {"images": CURVATURE_IMAGES, "seed": network.recipe.record.seed}
     nodes = {}
     for layer in network.factorizable():
-        own, where = {**params, "layer": network.layers.index(layer)}, {**network.where, "layer": layer.name}
-        nodes[layer.name] = Node(f"{layer.name}/curvature", "curvature", own, inputs, where)
+        own, locators = {**params, "layer": network.layers.index(layer)}, {**network.locators, "layer": layer.name}
+        nodes[layer.name] = Node(f"{layer.name}/curvature", "curvature", own, inputs, locators)
     return nodes
 
 
@@ -217,8 +217,8 @@ def probe_nodes(
         params |= {"layer": index[candidate.layer], "images": PROBE_IMAGES}
         inputs: Inputs = {"model": network.original, "data": network.split("calibration")}
         inputs |= dict(zip(("factors", "prepared"), exploration.weights(candidate), strict=True))
-        where = {**network.where, "layer": candidate.layer}
-        nodes[candidate] = Node(f"{candidate}/probe", "probe", params, inputs, where)
+        locators = {**network.locators, "layer": candidate.layer}
+        nodes[candidate] = Node(f"{candidate}/probe", "probe", params, inputs, locators)
     return nodes
 
 
@@ -284,8 +284,8 @@ def _repair_nodes(network: Network, refits: Sequence[CandidateId], exploration: 
             inputs |= dict(zip(("own/factors", "own/prepared"), exploration.weights(candidate), strict=True))
         if candidate.layer in exploration.curvatures:
             inputs["curvature"] = exploration.curvatures[candidate.layer]
-        where = {**network.where, "last": index == len(refits) - 1, "max_memory": network.recipe.run.max_memory}
-        nodes.append(Node(f"{candidate.layer}/repair", "repair", params, inputs, where))
+        locators = {**network.locators, "last": index == len(refits) - 1, "max_memory": network.recipe.run.max_memory}
+        nodes.append(Node(f"{candidate.layer}/repair", "repair", params, inputs, locators))
     return nodes
 
 
@@ -311,7 +311,7 @@ def finish_nodes(network: Network, model: Ref) -> list[Node]:
         return [Node("export", "export", {}, {"model": model})]
     inputs: Inputs = {"student": model, "teacher": network.original, "data": network.split("train", "validation")}
     params = {"options": asdict(network.recipe.finetune), "task": network.task, "output": network.output}
-    finetune = Node("finetune", "finetune", params, inputs, dict(network.where))
+    finetune = Node("finetune", "finetune", params, inputs, dict(network.locators))
     return [finetune, Node("export", "export", {}, {"model": finetune.name})]
 
 
@@ -321,4 +321,4 @@ def evaluate_node(network: Network, name: str, model: str | Ref, part: str, orig
     if original is not None:
         inputs["original"] = original
     params = {"part": part, "task": network.task, "output": network.output}
-    return Node(f"{name}/{part}/evaluate", "evaluate", params, inputs, dict(network.where))
+    return Node(f"{name}/{part}/evaluate", "evaluate", params, inputs, dict(network.locators))

@@ -135,7 +135,7 @@ def _divided(driver: Driver, compression: Compression) -> Compression:
     node = nodes.data_node(source, shapes, recipe, _calibration_count(network), str(base.resolve()))
     ref = driver.carry_out("data", [node])[node.name]
     data = driver.data(ref)
-    network = replace(network, data=ref, images=data["identities"], where=node.where, task=data["task"])
+    network = replace(network, data=ref, images=data["identities"], locators=node.locators, task=data["task"])
     return compression.noted(*data["notes"], network=network)
 
 
@@ -208,7 +208,7 @@ def _at_chance(driver: Driver, network: Network, accuracy: float, chance: float)
     from lrfgraph.run.steps.sources import try_preprocessings
 
     assert network.data is not None
-    tried = try_preprocessings(driver.store.open(network.model), driver.store.open(network.data), network.where)
+    tried = try_preprocessings(driver.store.open(network.model), driver.store.open(network.data), network.locators)
     accuracies = ", ".join(f"{name}: {value:.1%}" for name, value in tried.items())
     return (
         f"the model is at chance level on the validation images ({accuracy:.1%}, always answering one class gives "

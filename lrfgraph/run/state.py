@@ -24,7 +24,7 @@ __all__ = ["Compression", "Exploration", "Network", "kept_reason", "methods_of",
 class Network:
     """What `describe` and `data` said, and the recipe: all that later nodes are built from.
 
-    images : identity of each split's images, empty without data.  where : how to find the images; no part of a key.
+    images : identity of each split's images, empty without data.  locators : how to find the images; no part of a key.
     """
 
     model: Ref
@@ -37,7 +37,7 @@ class Network:
     recipe: Recipe
     data: Ref | None = None
     images: Mapping[str, str] = field(default_factory=dict)
-    where: Mapping[str, Any] = field(default_factory=dict)
+    locators: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def original(self) -> Ref:

@@ -9,10 +9,19 @@ from pathlib import Path
 import pytest
 from toys import STEPS, grid
 
-from lrfgraph.engine import maintenance as care
 from lrfgraph.engine.execute import execute
 from lrfgraph.engine.leases import Waiting
-from lrfgraph.engine.maintenance import Usage, gc, list_entries, parse_age, parse_size, remove, usage, verify
+from lrfgraph.engine.maintenance import (
+    Usage,
+    fingerprints,
+    gc,
+    list_entries,
+    parse_age,
+    parse_size,
+    remove,
+    usage,
+    verify,
+)
 from lrfgraph.engine.nodes import Ref
 from lrfgraph.engine.runs import list_runs, pin, remove_run, start_run
 from lrfgraph.engine.store import Store
@@ -78,7 +87,7 @@ def test_verify_finds_what_reading_does_not(store: Store) -> None:
 def test_gc_removes_the_oldest_first_and_a_rerun_is_right(store: Store) -> None:
     refs = fill(store)
     keys = [ref.key for ref in refs.values()]
-    before = care.fingerprints(store)
+    before = fingerprints(store)
     limit = sum(info.bytes for info in list_entries(store)[4:])
     assert gc(store, max_size=limit, dry_run=True).keys == keys[:4]
     assert len(list_entries(store)) == len(keys)
@@ -88,7 +97,7 @@ def test_gc_removes_the_oldest_first_and_a_rerun_is_right(store: Store) -> None:
     freed = gc(store, older_than=3.5 * 3600)
     assert freed.keys == keys[4:-4]
     execute(grid(2, 2), STEPS, store)
-    assert care.fingerprints(store) == before
+    assert fingerprints(store) == before
 
 
 def test_gc_never_takes_what_is_pinned_live_leased_or_kept(store: Store) -> None:

@@ -102,7 +102,7 @@ def test_only_given_candidates_are_decomposed() -> None:
 
 
 def test_paths_are_no_part_of_any_key() -> None:
-    somewhere = replace(network(Recipe()), where={"base": "/somewhere"})
+    somewhere = replace(network(Recipe()), locators={"base": "/somewhere"})
     records, curvatures = nodes.record_nodes(somewhere), nodes.curvature_nodes(somewhere)
     made = [
         nodes.describe_node("/somewhere/model.h5", "digest", Recipe(), None),
@@ -114,7 +114,7 @@ def test_paths_are_no_part_of_any_key() -> None:
     assert {node.step for node in made} >= {"describe", "data", "record", "curvature", "decompose"}
     for node in made:
         assert "/somewhere" not in str(node.params)
-    assert "/somewhere" in str(made[0].where)
+    assert "/somewhere" in str(made[0].locators)
 
 
 def test_unknown_names_are_refused_with_the_nearest() -> None:

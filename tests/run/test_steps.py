@@ -19,7 +19,7 @@ from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.methods import METHODS
 from lrfgraph.methods.base import parse_rank
 from lrfgraph.run.steps import STEPS, candidates
-from lrfgraph.run.steps.common import Memo, geometry, layer_of
+from lrfgraph.run.steps.common import geometry, layer_of
 from lrfgraph.run.steps.decisions import decision_of, select, select_inputs
 from lrfgraph.selection.problem import CandidateId
 from tests.methods.examples import LAYERS, layer, random_kernel
@@ -222,16 +222,3 @@ def test_geometry_is_all_that_a_factorization_needs_of_a_layer(spec: LayerSpec) 
         assert method.reason(back) == method.reason(spec)
         if not method.reason(spec) and (rank := method.full_rank(spec)):
             assert cost(back, method.pieces(back, rank)) == cost(spec, method.pieces(spec, rank))
-
-
-def test_memo_forgets_the_oldest_and_hands_out_once_what_is_taken() -> None:
-    memo, made = Memo(2), []
-
-    def make(value: int) -> int:
-        made.append(value)
-        return value
-
-    assert [memo.get(k, lambda k=k: make(k)) for k in (1, 2, 1, 3, 1, 2)] == [1, 2, 1, 3, 1, 2]
-    assert made == [1, 2, 3, 2]
-    assert memo.take(2) == 2
-    assert memo.take(2) is None

@@ -6,16 +6,17 @@ from typing import Any
 
 import numpy as np
 
+from lrfgraph.engine.memory import BoundedCache, array_bytes
 from lrfgraph.engine.nodes import Input, Result, Task, digest
 from lrfgraph.layers.pieces import compose, cost
 from lrfgraph.layers.spec import Array, LayerSpec
 from lrfgraph.methods import METHODS
 from lrfgraph.methods.base import parse_rank, write_rank
-from lrfgraph.run.steps.common import Memo, layer_of
+from lrfgraph.run.steps.common import layer_of
 
 __all__ = ["decompose", "enumerate_names", "factorize", "factors_of", "noise", "ranks", "score"]
 
-REFERENCES = Memo(8)
+REFERENCES = BoundedCache(1 << 30, keep_last=True)
 
 
 def decompose(task: Task) -> Result:
@@ -190,5 +191,6 @@ class _LayerReference:
 
 def _reference(task: Task, layer: LayerSpec) -> _LayerReference:
     record = task.inputs.get("record")
-    key = (task.inputs["weights"].identity, record.identity if record else "", digest(dict(task.params["layer"])))
-    return REFERENCES.get((*key, task.params["tap"], task.params["tail"]), lambda: _LayerReference(task, layer))
+    inputs = (task.inputs["weights"].identity, record.identity if record else "")
+    key = (*inputs, digest(dict(task.params["layer"])), task.params["tap"], task.params["tail"])
+    return REFERENCES.get_or_make(key, lambda: _LayerReference(task, layer), array_bytes)

@@ -7,18 +7,21 @@ from typing import Any
 
 import numpy as np
 
+from lrfgraph.engine.memory import BoundedCache
 from lrfgraph.engine.nodes import Input, Result, Task
 from lrfgraph.layers.pieces import Piece, whole
 from lrfgraph.layers.spec import Array, LayerSpec, native
 from lrfgraph.methods import METHODS
 from lrfgraph.methods.base import parse_rank
 from lrfgraph.run.steps.candidates import enumerate_names, factors_of
-from lrfgraph.run.steps.common import Memo, fresh_network_of, layers_of, network_of, save_model
+from lrfgraph.run.steps.common import fresh_network_of, layers_of, network_of, save_model
 from lrfgraph.run.steps.sources import images_of
 
 __all__ = ["evaluate", "export", "finetune", "rebuild", "repair"]
 
-WALKS = Memo(1)
+WALKS = BoundedCache(0, keep_last=True)
+"""The last walk, whatever its size: without it each layer's repair would begin at the first layer."""
+
 MOST_OUTPUTS = 16_000_000
 """Numbers of a model's outputs that are kept, so that others can be compared with them."""
 
@@ -83,8 +86,8 @@ def repair(task: Task) -> Result:
     key = (model.identity, task.inputs["data"].identity)
     walk = WALKS.take(key)
     if walk is None or not walk.can_go_on(before, name):
-        images, _ = images_of(task.inputs["data"], task.where, "repair")
-        walk = Walk(fresh_network_of(model), images[:], task.where.get("max_memory"), task.scratch)
+        images, _ = images_of(task.inputs["data"], task.locators, "repair")
+        walk = Walk(fresh_network_of(model), images[:], task.locators.get("max_memory"), task.scratch)
         for choice in task.params["previous"]:
             earlier, its_method, its_rank = choice
             walk.know(replaced(earlier, its_method, its_rank, before[earlier].weights), before[earlier])
@@ -94,8 +97,8 @@ def repair(task: Task) -> Result:
         plan = replace(plan, curvature=task.inputs["curvature"].array("curvature"))
     solve = partial(refit, steps=options["steps"])
     found = walk.refit(plan, solve, options["rows"], options["rounds"], options["ridge"], options["seed"])
-    if not task.where.get("last"):
-        WALKS.put(key, walk)
+    if not task.locators.get("last"):
+        WALKS.put(key, walk, 1)
     arrays = dict(enumerate_names(found.weights)) | ({} if found.bias is None else {"bias": found.bias})
     return Result(
         {"before": found.before, "after": found.after, "kept": found.kept, "pieces": len(found.weights)}, arrays
@@ -115,8 +118,8 @@ def finetune(task: Task) -> Result:
     from lrfgraph.network.training import finetune
 
     data, student = task.inputs["data"], task.inputs["student"]
-    x, y = images_of(data, task.where, "train")
-    x_val, y_val = images_of(data, task.where, "validation")
+    x, y = images_of(data, task.locators, "train")
+    x_val, y_val = images_of(data, task.locators, "validation")
     tuned, history = finetune(
         fresh_network_of(student),
         network_of(task.inputs["teacher"]),
@@ -148,7 +151,7 @@ def export(task: Task) -> Result:
 def evaluate(task: Task) -> Result:
     from lrfgraph.network.evaluating import compare, measure, predict
 
-    x, y = images_of(task.inputs["data"], task.where, task.params["part"])
+    x, y = images_of(task.inputs["data"], task.locators, task.params["part"])
     outputs = predict(network_of(task.inputs["model"]), x)
     measured: dict[str, Any] = measure(outputs, x if y is None else y, task.params["task"])
     original = task.inputs.get("original")

@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lrfgraph.engine.memory import BoundedCache, array_bytes
 from lrfgraph.engine.nodes import Input, Result, Task, digest
 from lrfgraph.options.recipe import DataOptions
-from lrfgraph.run.steps.common import Memo, network_of, save_model
+from lrfgraph.run.steps.common import network_of, save_model
 
 __all__ = ["data", "describe", "images_of", "try_preprocessings"]
 
-IMAGES = Memo(4)
+IMAGES = BoundedCache(1 << 30, keep_last=True)
 PARTS = ("calibration", "repair", "validation", "train", "test")
 
 
@@ -22,8 +23,8 @@ def describe(task: Task) -> Result:
     from lrfgraph.network.opening.loading import load_model
 
     trust = {"custom": list(task.params["custom"]), "unsafe": task.params["unsafe"]}
-    architecture = task.where.get("architecture")
-    model = load_model(Path(task.where["model"]), **trust, architecture=Path(architecture) if architecture else None)
+    architecture = task.locators.get("architecture")
+    model = load_model(Path(task.locators["model"]), **trust, architecture=Path(architecture) if architecture else None)
     size = task.params.get("image_shape")
     description = describe(model, tuple(size) if size else None)
     data = {
@@ -42,7 +43,7 @@ def describe(task: Task) -> Result:
 def data(task: Task) -> Result:
     from lrfgraph.images import splits as data
 
-    params, options, base = task.params, _data_options(task.where), Path(task.where["base"])
+    params, options, base = task.params, _data_options(task.locators), Path(task.locators["base"])
     options = replace(options, calibration=max(params["calibration"], params["repair"]))
     input_shape, output_shape = tuple(params["input_shape"]), tuple(params["output_shape"])
     dataset = data.load(options, base, input_shape)
@@ -87,8 +88,8 @@ def _digest_of(preprocessing: Any) -> str:
     return digest(said + [None if v is None else digest(v) for v in (preprocessing.mean, preprocessing.std)])
 
 
-def _data_options(where: Mapping[str, Any]) -> DataOptions:
-    return DataOptions(**_tuples(where["data"]))
+def _data_options(locators: Mapping[str, Any]) -> DataOptions:
+    return DataOptions(**_tuples(locators["data"]))
 
 
 def _tuples(value: Any) -> Any:
@@ -97,12 +98,12 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
-def images_of(entry: Input, where: Mapping[str, Any], name: str) -> tuple[Any, Any]:
+def images_of(entry: Input, locators: Mapping[str, Any], name: str) -> tuple[Any, Any]:
     """Return one split's images, preprocessed as they are asked for, and its targets (or ``None``)."""
     from lrfgraph.images import splits as data
 
     said = entry.data
-    options, base, shape = _data_options(where), Path(where["base"]), tuple(said["input_shape"])
+    options, base, shape = _data_options(locators), Path(locators["base"]), tuple(said["input_shape"])
 
     def load() -> tuple[Any, Any]:
         dataset = data.load(options, base, shape)
@@ -110,16 +111,16 @@ def images_of(entry: Input, where: Mapping[str, Any], name: str) -> tuple[Any, A
         images = part.images(dataset, data.preprocessing(options, shape, base))
         return images, data.targets_of(part.labels(dataset), said["task"], tuple(said["output_shape"]))
 
-    return IMAGES.get((said["identities"][name], name), load)
+    return IMAGES.get_or_make((said["identities"][name], name), load, array_bytes)
 
 
-def try_preprocessings(model: Input, entry: Input, where: Mapping[str, Any]) -> dict[str, float]:
+def try_preprocessings(model: Input, entry: Input, locators: Mapping[str, Any]) -> dict[str, float]:
     """Return the accuracy on up to 500 validation images under each usual preprocessing, best first."""
     from lrfgraph.images import splits as data
     from lrfgraph.network.training import measure, predict
 
     said = entry.data
-    options, base, shape = _data_options(where), Path(where["base"]), tuple(said["input_shape"])
+    options, base, shape = _data_options(locators), Path(locators["base"]), tuple(said["input_shape"])
     dataset = data.load(options, base, shape)
     part = data.Part(said["parts"]["validation"]["source"], entry.array("validation")[:500])
     y = data.targets_of(part.labels(dataset), said["task"], tuple(said["output_shape"]))
