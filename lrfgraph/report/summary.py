@@ -50,20 +50,20 @@ def summary(outcome: Outcome, model: Path) -> dict[str, Any]:
 def _stage(outcome: Outcome, name: str, model: Path, exported: Mapping[str, Any] | None) -> dict[str, Any] | None:
     measured = outcome.measured.get(name)
     if name == "baseline":
-        counted = {"parameters": outcome.network.parameters, "macs": outcome.network.macs}
+        counts = {"parameters": outcome.network.parameters, "macs": outcome.network.macs}
         size: int | None = model.stat().st_size
     elif exported is None or (name != "factorized" and measured is None):
         return None
     else:
-        counted = {key: exported[key] for key in ("parameters", "macs")}
+        counts = {key: exported[key] for key in ("parameters", "macs")}
         size = _file_bytes(outcome, name, model, exported)
     fields = ("accuracy", "accuracy_se", "mse", "mse_se")
-    said = {
+    measures = {
         field: {part: (measured or {}).get(part, {}).get(field) for part in ("validation", "test")}
         for field in fields
         if field.startswith("accuracy") or outcome.network.task == "regression"
     }
-    return {**counted, "file_bytes": size, **said}
+    return {**counts, "file_bytes": size, **measures}
 
 
 def _file_bytes(outcome: Outcome, stage: str, model: Path, exported: Mapping[str, Any]) -> int:
@@ -76,23 +76,23 @@ def _file_bytes(outcome: Outcome, stage: str, model: Path, exported: Mapping[str
 
 def layer_rows(outcome: Outcome) -> list[dict[str, Any]]:
     """Every layer with a kernel: what became of it, or why it is kept."""
-    chosen = {c["layer"]: c for c in (outcome.decision or {}).get("choices", [])}
+    choices = {c["layer"]: c for c in (outcome.decision or {}).get("choices", [])}
     rows = []
     for layer in outcome.network.layers:
         if not layer.kind:
             continue
-        cost, choice = layer_cost(layer), chosen.get(layer.name, {})
-        taken = choice.get("method") is not None
+        cost, choice = layer_cost(layer), choices.get(layer.name, {})
+        replaced = choice.get("method") is not None
         rows.append(
             {
                 "name": layer.name,
                 "kind": layer.kind,
                 "kernel": list(layer.kernel),
                 "method": choice.get("method"),
-                "rank": [int(r) for r in choice["rank"].split("x")] if taken else [],
-                "reason": choice.get("reason") or ("" if taken else kept_reason(layer, outcome.walk.recipe)),
-                "parameters": [cost.parameters, choice["parameters"] if taken else cost.parameters],
-                "macs": [cost.macs, choice["macs"] if taken else cost.macs],
+                "rank": [int(r) for r in choice["rank"].split("x")] if replaced else [],
+                "reason": choice.get("reason") or ("" if replaced else kept_reason(layer, outcome.walk.recipe)),
+                "parameters": [cost.parameters, choice["parameters"] if replaced else cost.parameters],
+                "macs": [cost.macs, choice["macs"] if replaced else cost.macs],
                 "similarity": choice.get("similarity", {}),
             }
         )
@@ -103,7 +103,7 @@ def layer_rows(outcome: Outcome) -> list[dict[str, Any]]:
 def result_folder(path: Path) -> Iterator[Path]:
     """Make sure that results can be written before any work is done; raises OutputError.
 
-    What was made for it goes again if the work fails before anything is written.
+    Folders created for it are removed again if the work fails before anything is written.
     """
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
@@ -127,10 +127,10 @@ def _remove_empty(folders: Sequence[Path]) -> None:
             folder.rmdir()
 
 
-def write(outcome: Outcome, folder: Path, said: Mapping[str, Any]) -> None:
+def write(outcome: Outcome, folder: Path, summary: Mapping[str, Any]) -> None:
     """Write all results into `folder`; each file is replaced whole."""
     texts = {
-        "summary.json": json.dumps(said, indent=1, default=list) + "\n",
+        "summary.json": json.dumps(summary, indent=1, default=list) + "\n",
         "recipe.toml": outcome.walk.recipe.to_toml(),
     }
     if outcome.decision:

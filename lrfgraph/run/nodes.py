@@ -17,7 +17,8 @@ from lrfgraph.layers.pieces import layer_cost
 from lrfgraph.layers.similarity import ACTIVATIONS
 from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.methods import METHODS
-from lrfgraph.options.recipe import Recipe, check_choice
+from lrfgraph.options.option import check_choice
+from lrfgraph.options.recipe import Recipe
 from lrfgraph.run.steps.common import geometry
 
 __all__ = [
