@@ -17,7 +17,8 @@ from lrfgraph.engine.workers import workers_for
 from lrfgraph.errors import ConfigurationError, StoreError
 from lrfgraph.layers.similarity import METRICS
 from lrfgraph.methods import METHODS
-from lrfgraph.options.recipe import Recipe, check_choice
+from lrfgraph.options.option import check_choice
+from lrfgraph.options.recipe import Recipe
 from lrfgraph.run import stages
 from lrfgraph.run.driver import Driver, Unplanned
 from lrfgraph.run.state import Compression, Network

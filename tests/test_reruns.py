@@ -14,17 +14,19 @@ import pytest
 from conftest import DATA, Finished
 
 from lrfgraph import api
-from lrfgraph.cli import read_recipe
+from lrfgraph.cli import RecipeCommand, written_out
+from lrfgraph.commands.asking import ask
 from lrfgraph.engine.nodes import Node, Ref, Task, components_of, digest, key_of
 from lrfgraph.images.sources import source_digest
 from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.methods import METHODS
 from lrfgraph.methods.base import write_rank
-from lrfgraph.options.recipe import Recipe, fields_of
+from lrfgraph.options.recipe import OPTIONS, Recipe
 from lrfgraph.run import nodes
 from lrfgraph.run.state import Exploration, Network
 from lrfgraph.run.steps import STEPS
 from lrfgraph.selection.problem import CandidateId
+from tests.options.another import another_value
 
 # Keys, without running anything -------------------------------------------------------------------------------------
 
@@ -197,13 +199,30 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
 """By option: another value, and the kinds of node of which then at least one key is another."""
 
 
+SECTIONS = {
+    "model": {"describe"},
+    "data": IMAGES,
+    "record": {"record"} | FACTORS,
+    "explore": {"ranks"},
+    "similarity": {"select"},
+    "select": {"select"},
+    "repair": MODEL,
+    "finetune": {"finetune", "export", "evaluate"},
+    "run": NOTHING,
+}
+"""The same for options that have no row of their own."""
+CHANGES |= {
+    key: (another_value(option), SECTIONS[option.section]) for key, option in OPTIONS.items() if key not in CHANGES
+}
+
+
 @pytest.fixture(scope="module")
 def base() -> Graph:
     return Graph(BASE)
 
 
-def test_every_option_is_in_the_table() -> None:
-    assert set(CHANGES) == {option.key for option in fields_of()}
+def test_every_option_in_the_table_exists() -> None:
+    assert set(CHANGES) == set(OPTIONS)
 
 
 @pytest.mark.parametrize("option", CHANGES)
@@ -300,18 +319,9 @@ def ran(cache: Path, *arguments: str) -> list[str]:
 
 
 def _asked(cache: Path, arguments: tuple[str, ...]) -> tuple[Path, Recipe, Path]:
-    from lrfgraph.cli import OPTIONS
-
-    given: dict[str, Any] = {}
-    settings = []
-    for flag, value in zip(arguments[1::2], arguments[2::2], strict=True):
-        if flag == "--set":
-            settings.append(value)
-        else:
-            given[flag.removeprefix("--").replace("-", "_")] = value
-    assert given.keys() <= OPTIONS.keys()
-    recipe, base = read_recipe(Path(arguments[0]), None, given, [*settings, f"run.cache={cache}"], beside=False)
-    return Path(arguments[0]), recipe, base
+    settings = list(written_out([*arguments[1:], "--cache", str(cache)], RecipeCommand.flags, ["--set"]))[1::2]
+    asked = ask(Path(arguments[0]), None, settings, beside=False)
+    return Path(arguments[0]), asked.recipe, asked.folder
 
 
 def kinds(names: list[str]) -> Counter[str]:

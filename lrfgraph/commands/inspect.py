@@ -12,7 +12,7 @@ from lrfgraph.layers.pieces import cost, layer_cost
 from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.methods import METHODS
 from lrfgraph.methods.base import Method, Rank, write_rank
-from lrfgraph.options.recipe import Recipe
+from lrfgraph.options.asked import Asked
 from lrfgraph.report import tables
 from lrfgraph.report.progress import Progress
 from lrfgraph.run.state import Network, kept_reason, methods_of
@@ -40,10 +40,10 @@ def break_even(method: Method, layer: LayerSpec) -> Rank | None:
     return rank(low) if low else None
 
 
-def inspect_model(model: Path, recipe: Recipe, *, as_json: bool = False) -> None:
+def inspect_model(model: Path, asked: Asked, *, as_json: bool = False) -> None:
     """Print every layer of a model file."""
     with Progress() as progress:
-        network = api.inspect(model, recipe, on_event=progress)
+        network = api.inspect(model, asked.recipe, on_event=progress)
     rows = list(_rows(network))
     if as_json:
         totals = {"parameters": network.parameters, "macs": network.macs}
