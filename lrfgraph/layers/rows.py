@@ -17,10 +17,9 @@ __all__ = ["Sampler", "add_moments", "cut", "grouped", "positions_of"]
 
 
 def positions_of(layer: LayerSpec, call: int = 0) -> tuple[int, ...]:
-    """Return the grid from which rows are drawn: output positions of patches, input positions of vectors."""
-    if layer.rows == "patch" or layer.family == "separable":
-        return layer.output_shapes[call][:-1]
-    return layer.input_shapes[call][:-1]
+    """Return the grid from which rows are drawn: the positions at which the kernel is applied."""
+    shapes = layer.input_shapes if layer.family.positions == "inputs" else layer.output_shapes
+    return shapes[call][:-1]
 
 
 def cut(layer: LayerSpec, x: Array, image: NDArray[np.intp], position: NDArray[np.intp]) -> Array:

@@ -21,13 +21,6 @@ _TOLERANCE = 1e-5
 _RIDGE = 1e-7
 _LARGEST = 1e6  # squared norms of the factors, of the tensor's, that count as divergence
 
-_REASONS = {
-    "transposed": "Keras has no depthwise transposed convolution",
-    "depthwise": "depthwise layers mix no channels",
-    "separable": "separable layers are a CP chain already",
-    "dense": "dense layers have no spatial axes",
-}
-
 
 class Cp:
     """1×1 from i to r channels, depthwise k×k, 1×1 from r to o; all positions are one mode.
@@ -42,9 +35,10 @@ class Cp:
     whitens = "channel"
 
     def reason(self, layer: LayerSpec) -> str:
-        if layer.family in _REASONS:
-            return _REASONS[layer.family]
-        return "" if layer.positions > 1 else "kernel has one position, use svd or qr"
+        if not layer.family.mixes_channels:
+            return f"{layer.family.name} layers mix no channels"
+        one_position = "" if layer.positions > 1 else "kernel has one position, use svd or qr"
+        return layer.family.refusal("channelwise") or one_position
 
     def prepare(self, layer: LayerSpec, kernel: Array) -> Arrays:
         """Compress all modes exactly, and split the tensor into orthogonal rank-1 terms, largest first.

@@ -27,8 +27,8 @@ class Svd:
     whitens = "row"
 
     def reason(self, layer: LayerSpec) -> str:
-        if layer.family == "depthwise":
-            return "depthwise layers mix no channels"
+        if not layer.family.mixes_channels:
+            return f"{layer.family.name} layers mix no channels"
         return "" if layer.positions == 1 else "kernel has more than one position, use svd_channel"
 
     def prepare(self, layer: LayerSpec, kernel: Array) -> Arrays:

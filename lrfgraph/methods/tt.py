@@ -33,8 +33,8 @@ class Tt:
     whitens = "channel"
 
     def reason(self, layer: LayerSpec) -> str:
-        if layer.family not in ("convolution", "transposed"):
-            return f"{layer.family} layers have no spatial kernel that mixes channels"
+        if not layer.family.convolves_channels:
+            return f"{layer.family.name} layers have no spatial kernel that mixes channels"
         if layer.positions == 1:
             return "kernel has one position, use svd or qr"
         return _WRONG_AXES.get(len(layer.spatial), "")

@@ -34,7 +34,7 @@ class Ttm:
     whitens = "none"
 
     def reason(self, layer: LayerSpec) -> str:
-        return "" if layer.family == "dense" else "defined for dense layers alone"
+        return "" if "core" in layer.family.forms else "defined for dense layers alone"
 
     def prepare(self, layer: LayerSpec, kernel: Array) -> Arrays:
         matrix = kernel[0].astype(np.float64)

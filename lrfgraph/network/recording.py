@@ -10,9 +10,10 @@ import numpy as np
 
 from lrfgraph.layers.rows import Sampler, add_moments, cut
 from lrfgraph.layers.spec import Array, LayerSpec
-from lrfgraph.network.graph import Call, Program, flatten, run
+from lrfgraph.network.graph import Call, Graph, flatten, run
+from lrfgraph.network.operations import layer_input
 
-__all__ = ["Recording", "layer_input", "record"]
+__all__ = ["Recording", "record"]
 
 BATCH_BYTES = 128 * 1024**2
 
@@ -40,9 +41,9 @@ def record(
     """Stream `images` (n, …), preprocessed, through `model` once and sample every layer of `layers`."""
     import tensorflow as tf
 
-    program = flatten(model)
+    graph = flatten(model)
     wanted = {layer.name: index for index, layer in enumerate(layers)}
-    calls = _needed(program, wanted)
+    calls = _needed(graph, wanted)
     samplers = [Sampler(layer, len(images), rows, moment_rows, max_rows_bytes, seed) for layer in layers]
     kept: list[list[Array]] = [[] for _ in layers]
     totals = [
@@ -60,11 +61,11 @@ def record(
                 seen.append(layer_input(call.operation, layers[wanted[call.path]], args[0]))
             return call.operation(*args, **kwargs)
 
-        run(program, {program.inputs[0]: batch}, handler, calls)
+        run(graph, {graph.inputs[0]: batch}, handler, calls)
         return seen
 
     order = _call_order(calls, wanted)
-    size = _batch_size(program, images)
+    size = _batch_size(graph, images)
     for start in range(0, len(images), size):
         stop = min(start + size, len(images))
         for (index, call), x in zip(order, inputs_of(images[start:stop]), strict=True):
@@ -84,28 +85,10 @@ def record(
     ]
 
 
-def layer_input(operation: Any, layer: LayerSpec, x: Any) -> Any:
-    """Return a layer's input as rows are cut from it: channels last, a separable one's after its depthwise part."""
-    import keras
-
-    if layer.family == "separable":
-        x = keras.ops.depthwise_conv(
-            x,
-            operation.depthwise_kernel,
-            strides=operation.strides,
-            padding=operation.padding,
-            data_format=operation.data_format,
-            dilation_rate=operation.dilation_rate,
-        )
-    if layer.data_format == "channels_first" and layer.family != "dense":
-        x = keras.ops.moveaxis(x, 1, -1)
-    return x
-
-
-def _needed(program: Program, wanted: dict[str, int]) -> list[Call]:
+def _needed(graph: Graph, wanted: dict[str, int]) -> list[Call]:
     """Calls up to the last wanted one: what comes after it need not run."""
-    last = max(call.index for call in program.calls if call.path in wanted)
-    return [call for call in program.calls if call.index <= last]
+    last = max(call.index for call in graph.calls if call.path in wanted)
+    return [call for call in graph.calls if call.index <= last]
 
 
 def _call_order(calls: Sequence[Call], wanted: dict[str, int]) -> list[tuple[int, int]]:
@@ -128,7 +111,7 @@ def _empty_moments(layer: LayerSpec) -> Array:
     return np.zeros((layer.groups, layer.width + 1, layer.width + 1))
 
 
-def _batch_size(program: Program, images: Array) -> int:
+def _batch_size(graph: Graph, images: Array) -> int:
     """As many images as keep the recorded inputs of one batch within `BATCH_BYTES`."""
-    per_image = sum(4 * int(np.prod([n or 64 for n in shape[1:]])) for shape in program.shapes.values())
+    per_image = sum(4 * int(np.prod([n or 64 for n in shape[1:]])) for shape in graph.shapes.values())
     return int(np.clip(BATCH_BYTES // max(per_image, 1), 1, 256))

@@ -235,7 +235,7 @@ def candidate_nodes(
     recipe, nodes = network.recipe, []
     for (index, method), written in ranks.items():
         layer = network.layers[index]
-        tap = recipe.similarity.tap if layer.tail in ACTIVATIONS and layer.family != "transposed" else "linear"
+        tap = recipe.similarity.tap if layer.tail in ACTIVATIONS and not layer.family.scatters else "linear"
         shared = {"method": method, "version": METHODS[method].version, "layer": geometry(layer)}
         prepared = refs[f"{layer.name}/{method}/decompose"]
         measured: dict[str, str | Ref] = {"weights": network.weights(index), "prepared": prepared}

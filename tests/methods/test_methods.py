@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrfgraph.errors import ConfigurationError
+from lrfgraph.layers.kinds import LAYER_KINDS
 from lrfgraph.layers.pieces import compose, cost, layer_cost
-from lrfgraph.layers.spec import LAYER_KINDS, LayerSpec
+from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.methods import METHODS
 from lrfgraph.methods.base import Method, Rank, parse_rank, write_rank
 from tests.methods.examples import LAYERS, NAMES, PAIRS, SHARES, fit, layer, random_kernel
@@ -79,7 +80,7 @@ def test_each_axis_is_carried_once(method: Method, spec: LayerSpec) -> None:
 def test_full_rank_is_exact(method: Method, spec: LayerSpec) -> None:
     full = method.full_rank(spec)
     if full is None:
-        assert method.name == "cp" or spec.family == "depthwise"
+        assert method.name == "cp" or not spec.family.mixes_channels
         full = (3 * min(spec.inputs, spec.outputs),) if method.name == "cp" else (1,)
         assert error(method, spec, full) < 1.0
     else:
@@ -155,7 +156,7 @@ def test_factors_depend_on_nothing_but_kernel_and_rank(method: Method, spec: Lay
 def test_factors_nest(method: Method, spec: LayerSpec) -> None:
     full = method.full_rank(spec)
     if not method.nests or full is None:
-        assert not method.nests or spec.family == "depthwise"
+        assert not method.nests or not spec.family.mixes_channels
         return
     prepared = method.prepare(spec, random_kernel(spec))
     small = tuple(max(1, r // 2) for r in full)

@@ -145,8 +145,8 @@ def score(task: Task) -> Result:
 
 
 def _per_column(layer: LayerSpec, h: Array) -> Array:
-    """Spread H over a transposed convolution's columns, which are (position, output)."""
-    if layer.family != "transposed":
+    """Spread H over the columns of a layer that scatters its inputs, which are (position, output)."""
+    if not layer.family.scatters:
         return h
     return np.stack([np.kron(np.eye(layer.positions), one) for one in h])
 
@@ -160,7 +160,7 @@ class _LayerReference:
 
         weights, record = task.inputs["weights"], task.inputs.get("record")
         kernel = layer.matrix(weights.array("kernel").astype(np.float64))
-        repeat = layer.positions if layer.family == "transposed" else 1
+        repeat = layer.positions if layer.family.scatters else 1
         stored = set(weights.names())
 
         def row(name: str, otherwise: float) -> Array:

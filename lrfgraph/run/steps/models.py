@@ -9,7 +9,7 @@ import numpy as np
 
 from lrfgraph.engine.nodes import Input, Result, Task
 from lrfgraph.layers.pieces import Piece, whole
-from lrfgraph.layers.spec import Array, LayerSpec, native
+from lrfgraph.layers.spec import Array, LayerSpec
 from lrfgraph.methods import METHODS
 from lrfgraph.methods.base import parse_rank
 from lrfgraph.run.steps.candidates import enumerate_names, factors_of
@@ -24,8 +24,8 @@ MOST_OUTPUTS = 16_000_000
 
 
 def rebuild(task: Task) -> Result:
+    from lrfgraph.network.operations import assign_weights, shift_batchnorm
     from lrfgraph.network.rebuilding import Chain, rebuild
-    from lrfgraph.network.repair.streams import assign, shift_batchnorm
 
     model = task.inputs["model"]
     layers = layers_of(model)
@@ -45,7 +45,7 @@ def rebuild(task: Task) -> Result:
             kept[name] = weights[0], bias
     rebuilt = rebuild(network_of(model), chains)
     for path, (kernel, bias) in kept.items():
-        assign(rebuilt, path, native(layers[path].family, kernel), bias)
+        assign_weights(rebuilt, path, layers[path].family.order.native(kernel), bias)
     for path, bias in shifts.items():
         shift_batchnorm(rebuilt, path, bias)
     return Result(_carried(model), files={"model.keras": save_model(rebuilt, task.scratch())})
@@ -70,13 +70,13 @@ def repair(task: Task) -> Result:
     from functools import partial
 
     from lrfgraph.methods.refit import refit
-    from lrfgraph.network.repair.streams import Replaced, Walk
+    from lrfgraph.network.repair.streams import FitOptions, Streams, Substitute
 
     model, options = task.inputs["model"], task.params["options"]
     layers = layers_of(model)
 
-    def replaced(name: str, method: str, rank: str, weights: tuple[Array, ...]) -> Replaced:
-        return Replaced(layers[name], pieces_of(layers[name], method, rank), weights)
+    def replaced(name: str, method: str, rank: str, weights: tuple[Array, ...]) -> Substitute:
+        return Substitute(layers[name], pieces_of(layers[name], method, rank), weights)
 
     before = {choice[0]: _refitted(task.inputs[f"previous/{i}"]) for i, choice in enumerate(task.params["previous"])}
     name, method, rank = task.params["choice"]
@@ -84,16 +84,17 @@ def repair(task: Task) -> Result:
     walk = WALKS.take(key)
     if walk is None or not walk.can_go_on(before, name):
         images, _ = images_of(task.inputs["data"], task.where, "repair")
-        walk = Walk(fresh_network_of(model), images[:], task.where.get("max_memory"), task.scratch)
+        walk = Streams(fresh_network_of(model), images[:], task.where.get("max_memory"), task.scratch)
         for choice in task.params["previous"]:
             earlier, its_method, its_rank = choice
-            walk.know(replaced(earlier, its_method, its_rank, before[earlier].weights), before[earlier])
+            walk.adopt(replaced(earlier, its_method, its_rank, before[earlier].weights), before[earlier])
     own = factors_of(layers[name], method, rank, *_factors_inputs(task, "own")) if method else ()
     plan = replaced(name, method, rank, own)
     if "curvature" in task.inputs:
         plan = replace(plan, curvature=task.inputs["curvature"].array("curvature"))
     solve = partial(refit, steps=options["steps"])
-    found = walk.refit(plan, solve, options["rows"], options["rounds"], options["ridge"], options["seed"])
+    fit = FitOptions(options["rows"], options["rounds"], options["ridge"], options["seed"])
+    found = walk.refit(plan, solve, fit)
     if not task.where.get("last"):
         WALKS.put(key, walk)
     arrays = dict(enumerate_names(found.weights)) | ({} if found.bias is None else {"bias": found.bias})
@@ -103,12 +104,12 @@ def repair(task: Task) -> Result:
 
 
 def _refitted(entry: Input) -> Any:
-    from lrfgraph.network.repair.streams import Refitted
+    from lrfgraph.network.repair.fit import Refit
 
     said = entry.data
     weights = tuple(entry.array(str(index)) for index in range(said["pieces"]))
     bias = entry.array("bias") if "bias" in entry.names() else None
-    return Refitted(weights, bias, said["before"], said["after"], said["kept"])
+    return Refit(weights, bias, said["before"], said["after"], said["kept"])
 
 
 def finetune(task: Task) -> Result:
@@ -134,7 +135,7 @@ def finetune(task: Task) -> Result:
 
 
 def export(task: Task) -> Result:
-    from lrfgraph.network.rebuilding import save, verify_files
+    from lrfgraph.network.exporting import save, verify_files
 
     model = task.inputs["model"]
     folder = task.scratch()
