@@ -33,6 +33,7 @@ class Cp:
     version = 1
     nests = False
     whitens = "channel"
+    ranks_by_unfolding = False
 
     def reason(self, layer: LayerSpec) -> str:
         if not layer.family.mixes_channels:

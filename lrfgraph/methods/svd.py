@@ -25,6 +25,7 @@ class Svd:
     version = 1
     nests = True
     whitens = "row"
+    ranks_by_unfolding = True
 
     def reason(self, layer: LayerSpec) -> str:
         if not layer.family.mixes_channels:

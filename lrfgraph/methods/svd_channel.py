@@ -23,6 +23,7 @@ class SvdChannel:
     version = 1
     nests = True
     whitens = "row"
+    ranks_by_unfolding = False
 
     def reason(self, layer: LayerSpec) -> str:
         if not layer.family.convolves_channels:

@@ -31,6 +31,7 @@ class SvdSpatial:
     version = 1
     nests = True
     whitens = "channel"
+    ranks_by_unfolding = False
 
     def reason(self, layer: LayerSpec) -> str:
         if not layer.family.spatial_kernel:

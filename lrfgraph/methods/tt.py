@@ -31,6 +31,7 @@ class Tt:
     version = 1
     nests = False
     whitens = "channel"
+    ranks_by_unfolding = False
 
     def reason(self, layer: LayerSpec) -> str:
         if not layer.family.convolves_channels:

@@ -32,6 +32,7 @@ class Ttm:
     version = 1
     nests = False
     whitens = "none"
+    ranks_by_unfolding = False
 
     def reason(self, layer: LayerSpec) -> str:
         return "" if "core" in layer.family.forms else "defined for dense layers alone"

@@ -26,6 +26,7 @@ class Tucker:
     version = 1
     nests = True
     whitens = "channel"
+    ranks_by_unfolding = True
 
     def reason(self, layer: LayerSpec) -> str:
         if not layer.family.convolves_channels:
