@@ -1,7 +1,7 @@
-"""Pieces: the small layers a factorized layer becomes, as shapes and arrays, and what they cost.
+"""Chains of small layers that a factorized layer becomes, as shapes and arrays; their parameters and MACs.
 
-A method returns a chain of pieces and knows no layer kind; `rebuilding` turns a piece into a Keras layer and
-knows no method. Cost is counted here alone.
+A method returns a chain of pieces and knows no layer kind; `keras_layers` turns a piece into a Keras layer and
+knows no method.
 """
 
 from __future__ import annotations
@@ -118,10 +118,10 @@ def _chain_macs(
 
 
 def _core_macs(pieces: Sequence[Piece]) -> int:
-    """Contract left to right: core k sees the outputs made so far and the inputs still to come."""
-    macs, done = 0, 1
+    """Contract left to right: core k sees the outputs of the cores before it and the inputs of those after."""
+    macs, outputs = 0, 1
     for index, piece in enumerate(pieces):
-        to_come = prod(p.shape[1] for p in pieces[index + 1 :])
-        macs += done * to_come * piece.parameters
-        done *= piece.shape[2]
+        inputs = prod(p.shape[1] for p in pieces[index + 1 :])
+        macs += outputs * inputs * piece.parameters
+        outputs *= piece.shape[2]
     return macs

@@ -1,4 +1,4 @@
-"""What a layer is to us: its kernel in one canonical order, and how its inputs are cut into rows.
+"""LayerSpec, a layer as plain data: its kernel in one canonical order, its geometry, its digests.
 
 Every kernel is brought to the order ``(groups, *spatial, inputs, outputs)``, both channel counts per
 group. A depthwise convolution is the grouped one with as many groups as channels, a dense layer the one

@@ -81,17 +81,17 @@ class Cp:
     def factorize(self, layer: LayerSpec, prepared: Arrays, rank: Rank) -> tuple[Array, ...]:
         (r,) = rank
         start = (prepared[f"start_{mode}"][..., :r].astype(np.float64) for mode in ("positions", "inputs", "outputs"))
-        found = [_als(*tensors) for tensors in zip(prepared["core"], *start, strict=True)]
+        factors = [_als(*tensors) for tensors in zip(prepared["core"], *start, strict=True)]
         position, first, last = (
-            prepared[mode] @ np.stack(factors)
-            for mode, factors in zip(("positions", "inputs", "outputs"), zip(*found, strict=True), strict=True)
+            prepared[mode] @ np.stack(by_group)
+            for mode, by_group in zip(("positions", "inputs", "outputs"), zip(*factors, strict=True), strict=True)
         )
-        kept = first.shape[-1]
+        columns = first.shape[-1]
         ones = (1,) * len(layer.spatial)
         weights = (
-            first.reshape(layer.groups, *ones, layer.inputs, kept),
-            position.reshape(layer.groups, *layer.spatial, kept),
-            transpose(last).reshape(layer.groups, *ones, kept, layer.outputs),
+            first.reshape(layer.groups, *ones, layer.inputs, columns),
+            position.reshape(layer.groups, *layer.spatial, columns),
+            transpose(last).reshape(layer.groups, *ones, columns, layer.outputs),
         )
         return finish(self, layer, rank, balance(weights))
 

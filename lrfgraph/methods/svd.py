@@ -51,10 +51,10 @@ class Svd:
     def factorize(self, layer: LayerSpec, prepared: Arrays, rank: Rank) -> tuple[Array, ...]:
         (r,) = rank
         first, last = prepared["first"][..., :r], prepared["last"][:, :r]
-        kept = first.shape[-1]
+        columns = first.shape[-1]
         weights = (
-            first.reshape(layer.groups, *layer.spatial, layer.inputs, kept),
-            last.reshape(layer.groups, *layer.spatial, kept, layer.outputs),
+            first.reshape(layer.groups, *layer.spatial, layer.inputs, columns),
+            last.reshape(layer.groups, *layer.spatial, columns, layer.outputs),
         )
         return finish(self, layer, rank, weights)
 

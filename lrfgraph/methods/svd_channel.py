@@ -50,11 +50,11 @@ class SvdChannel:
     def factorize(self, layer: LayerSpec, prepared: Arrays, rank: Rank) -> tuple[Array, ...]:
         (r,) = rank
         first, last = prepared["first"][..., :r], prepared["last"][:, :r]
-        kept = first.shape[-1]
+        columns = first.shape[-1]
         ones = (1,) * len(layer.spatial)
         weights = (
-            first.reshape(layer.groups, *layer.spatial, layer.inputs, kept),
-            last.reshape(layer.groups, *ones, kept, layer.outputs),
+            first.reshape(layer.groups, *layer.spatial, layer.inputs, columns),
+            last.reshape(layer.groups, *ones, columns, layer.outputs),
         )
         return finish(self, layer, rank, weights)
 

@@ -60,9 +60,9 @@ class Ttm:
         """For each share take two or three cores, whichever loses less; both losses are exact."""
         chosen: list[Rank] = []
         for budget in budgets(layer, shares):
-            found = [*self._two(layer, prepared, budget), *self._three(layer, prepared, budget)]
-            if found:
-                chosen.append(min(found)[1])
+            options = [*self._two(layer, prepared, budget), *self._three(layer, prepared, budget)]
+            if options:
+                chosen.append(min(options)[1])
         return worthwhile(self, layer, chosen)
 
     def _two(self, layer: LayerSpec, prepared: Arrays, budget: int) -> list[tuple[float, Rank]]:

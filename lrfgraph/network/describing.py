@@ -50,7 +50,7 @@ ACTIVATION_CLASSES = {  # layers and operations that are an activation and nothi
 
 @dataclass(frozen=True)
 class Description:
-    """What `describe` found.
+    """A network as plain data.
 
     layers : one per distinct layer, in program order.
     arrays : of layer number n: ``layers/n/kernel`` (canonical), ``bias``, ``scale`` and ``shift`` (BatchNorm folded:
@@ -96,9 +96,9 @@ def describe(model: Any, image_shape: Shape | None = None) -> Description:
     _digest_slots(view, model, own)
     layers, arrays = [], {}
     for number, calls in enumerate(view.calls_of.values()):
-        spec, found = _describe_layer(view, calls)
+        spec, own_arrays = _describe_layer(view, calls)
         layers.append(spec)
-        arrays.update({f"layers/{number}/{name}": value for name, value in found.items()})
+        arrays.update({f"layers/{number}/{name}": value for name, value in own_arrays.items()})
     outputs = [view.digests[slot] for slot in program.outputs]
     return Description(layers, arrays, _structure(view), digest(["network", outputs]))
 
@@ -110,8 +110,8 @@ def _digest_slots(view: _View, model: Any, own: dict[int, str]) -> None:
     for position, (slot, tensor) in enumerate(zip(view.program.inputs, model.inputs, strict=True)):
         view.digests[slot] = digest(["input", position, list(tensor.shape), str(tensor.dtype)])
     for call in view.program.calls:
-        made = digest([own[id(call.operation)], _arguments(view, call)])
-        view.digests.update({slot: digest([made, place]) for place, slot in enumerate(call.outputs)})
+        result = digest([own[id(call.operation)], _arguments(view, call)])
+        view.digests.update({slot: digest([result, place]) for place, slot in enumerate(call.outputs)})
 
 
 def _arguments(view: _View, call: Call) -> Any:

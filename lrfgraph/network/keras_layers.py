@@ -44,7 +44,7 @@ class Replacement:
 class _Link:
     """One piece about to become a Keras layer.
 
-    common : name, dtype, trainable, bias and activation.  shape : of the layer's input, batch axis first.
+    common : name, dtype, trainable, bias and activation.  first : whether it begins the chain.
     """
 
     layer: Any
@@ -204,7 +204,7 @@ def _tt_matrix(
 ) -> Replacement:
     """Reshape, one EinsumDense a core, reshape: a TT-matrix (Novikov et al., 2015) in place of a dense layer.
 
-    After core k the axes are the outputs made so far, the rank, the inputs still to come.
+    After core k the axes are the outputs of the cores so far, the rank, the inputs of those to come.
     """
     import keras
 
@@ -237,7 +237,7 @@ def _tt_matrix(
         source = batch + free + outs[:k] + before + ins[k:]
         target = batch + free + outs[: k + 1] + after + ins[k + 1 :]
         sizes = (*extra, *outputs[: k + 1], *((chain.pieces[k].shape[3],) if after else ()), *inputs[k + 1 :])
-        kernel = weight.reshape([n for n, kept in zip(weight.shape, (before, True, True, after), strict=True) if kept])
+        kernel = weight.reshape([n for n, used in zip(weight.shape, (before, True, True, after), strict=True) if used])
         values = [kernel]
         bias = chain.bias if k == last else None
         if bias is not None:

@@ -1,4 +1,4 @@
-"""Calibration images in, sampled rows and moments of every asked layer out, in one pass over the network."""
+"""Sampled rows and second moments of the inputs of every layer asked for, in one pass over the calibration images."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def record(
     import tensorflow as tf
 
     graph = flatten(model)
-    wanted = {layer.name: index for index, layer in enumerate(layers)}
-    calls = _needed(graph, wanted)
+    numbers = {layer.name: index for index, layer in enumerate(layers)}
+    calls = _needed(graph, numbers)
     samplers = [Sampler(layer, len(images), rows, moment_rows, max_rows_bytes, seed) for layer in layers]
-    kept: list[list[Array]] = [[] for _ in layers]
+    stored_rows: list[list[Array]] = [[] for _ in layers]
     totals = [
         _empty_moments(layer) if _enough(layer, sampler) else None
         for layer, sampler in zip(layers, samplers, strict=True)
@@ -54,17 +54,17 @@ def record(
 
     @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
     def inputs_of(batch: Any) -> list[Any]:
-        seen: list[Any] = []
+        recorded: list[Any] = []
 
         def handler(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if call.path in wanted:
-                seen.append(layer_input(call.operation, layers[wanted[call.path]], args[0]))
+            if call.path in numbers:
+                recorded.append(layer_input(call.operation, layers[numbers[call.path]], args[0]))
             return call.operation(*args, **kwargs)
 
         run(graph, {graph.inputs[0]: batch}, handler, calls)
-        return seen
+        return recorded
 
-    order = _call_order(calls, wanted)
+    order = _call_order(calls, numbers)
     size = _batch_size(graph, images)
     for start in range(0, len(images), size):
         stop = min(start + size, len(images))
@@ -72,7 +72,7 @@ def record(
             layer = layers[index]
             image, position, stored = samplers[index].batch(call, start, stop)
             cuts = cut(layer, x.numpy(), image, position)
-            kept[index].append(cuts[stored])
+            stored_rows[index].append(cuts[stored])
             total = totals[index]
             if total is not None:
                 add_moments(total, layer, cuts)
@@ -80,26 +80,26 @@ def record(
         if progress:
             progress(stop, len(images), "images")
     return [
-        Recording(np.concatenate(kept[i]), None if total is None else total / counts[i], counts[i])
+        Recording(np.concatenate(stored_rows[i]), None if total is None else total / counts[i], counts[i])
         for i, total in enumerate(totals)
     ]
 
 
-def _needed(graph: Graph, wanted: dict[str, int]) -> list[Call]:
-    """Calls up to the last wanted one: what comes after it need not run."""
-    last = max(call.index for call in graph.calls if call.path in wanted)
+def _needed(graph: Graph, numbers: dict[str, int]) -> list[Call]:
+    """Return the calls up to the last recorded one: what comes after it need not run."""
+    last = max(call.index for call in graph.calls if call.path in numbers)
     return [call for call in graph.calls if call.index <= last]
 
 
-def _call_order(calls: Sequence[Call], wanted: dict[str, int]) -> list[tuple[int, int]]:
-    """(layer, how manyeth call of it) in the order in which the calls run."""
-    seen: dict[int, int] = {}
+def _call_order(calls: Sequence[Call], numbers: dict[str, int]) -> list[tuple[int, int]]:
+    """(layer, which of its calls) in the order in which the calls run."""
+    calls_before: dict[int, int] = {}
     order = []
     for call in calls:
-        if call.path in wanted:
-            index = wanted[call.path]
-            order.append((index, seen.get(index, 0)))
-            seen[index] = seen.get(index, 0) + 1
+        if call.path in numbers:
+            index = numbers[call.path]
+            order.append((index, calls_before.get(index, 0)))
+            calls_before[index] = calls_before.get(index, 0) + 1
     return order
 
 

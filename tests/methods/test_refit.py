@@ -12,7 +12,7 @@ from lrfgraph.layers.pieces import Piece, compose
 from lrfgraph.layers.spec import Array, LayerSpec
 from lrfgraph.methods import refit as module
 from lrfgraph.methods.base import Method
-from lrfgraph.methods.refit import balance, gradients, refit
+from lrfgraph.methods.refit import equal_norms, gradients, refit
 from tests.methods.examples import NAMES, PAIRS, SHARES, correlated_moments, fit, random_kernel
 
 FEW = [index for index, (_, spec) in enumerate(PAIRS) if spec.weights <= 2000]
@@ -150,8 +150,8 @@ def test_balance_equals_norms_and_keeps_the_product() -> None:
     method, spec = next((m, s) for m, s in PAIRS_FEW if m.name == "tucker")
     pieces, weights = chain(method, spec)
     uneven = [weights[0] * 100, weights[1] / 7, weights[2] * 3]
-    even = balance(uneven)
+    even = equal_norms(uneven)
     np.testing.assert_allclose(matrix(spec, pieces, even), matrix(spec, pieces, uneven), rtol=1e-9, atol=1e-12)
     assert np.ptp([np.linalg.norm(w) for w in even]) < 1e-9
     nothing = [np.zeros(3), np.ones(3)]
-    assert all(a is b for a, b in zip(balance(nothing), nothing, strict=True))
+    assert all(a is b for a, b in zip(equal_norms(nothing), nothing, strict=True))

@@ -1,4 +1,4 @@
-"""Model files opened without running anything they carry: screened, repaired, built, filled and checked.
+"""Model files opened without running anything they carry: screened, modernized, built, filled and checked.
 
 The configuration is judged as JSON before Keras sees it, and every declared weight is compared with what the
 file holds before memory is taken for it.
@@ -18,7 +18,7 @@ import numpy as np
 from lrfgraph.errors import LrfError, ModelError
 from lrfgraph.network.opening.archive import Archive, model_digest, one_line, open_archive, read_config
 from lrfgraph.network.opening.consent import Config, as_dict, custom_objects, entries, screen
-from lrfgraph.network.opening.legacy import repair
+from lrfgraph.network.opening.legacy import modernize
 from lrfgraph.network.opening.start import start_keras
 
 __all__ = ["load_model", "locate_operations", "model_digest"]
@@ -59,7 +59,7 @@ def load_model(
         )
     try:
         objects = custom_objects(custom)
-        config = repair(config, archive.keras if architecture is None else "")
+        config = modernize(config, archive.keras if architecture is None else "")
         locate_operations(config)
         screen(config, objects, unsafe, path)
         if archive.backend == "theano":
@@ -99,7 +99,7 @@ def locate_operations(config: Config) -> bool:
     import keras
 
     spaces = [importlib.import_module(f"keras.src.ops.{name}") for name in OPERATION_MODULES]
-    found = False
+    located = False
     for entry, _ in entries(config):
         # some classes have the name of a layer (Add, Multiply), but every layer says whether it is trainable
         name, nodes = entry["class_name"], entry.get("inbound_nodes")
@@ -114,9 +114,9 @@ def locate_operations(config: Config) -> bool:
             cls = vars(space).get(name)
             if isinstance(cls, type) and issubclass(cls, keras.Operation):
                 entry.update(module=space.__name__, registered_name=name)
-                found = True
+                located = True
                 break
-    return found
+    return located
 
 
 def _build(config: Config, archive: Archive, objects: Mapping[str, Any], unsafe: bool) -> Any:
