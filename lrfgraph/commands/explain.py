@@ -46,7 +46,6 @@ def _account(compression: api.Compression, layer: LayerSpec, choice: Choice) -> 
     metric = driver.recipe.similarity.metric
     candidates.sort(key=lambda c: (c.parameters, c.macs, -c.similarity[metric]))
     chosen = next((c for c in candidates if c.id == choice.id), None)
-    against = layer_cost(layer), driver.recipe, decision.policy
     manifests = [driver.store.manifest(ref.key) for ref in scores.values()]
     return {
         "layer": layer.to_json(),

@@ -7,8 +7,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from lrfgraph.layers.kinds import LAYER_KINDS
 from lrfgraph.layers.similarity import METRICS
-from lrfgraph.layers.spec import LAYER_KINDS
 from lrfgraph.methods import METHODS
 from lrfgraph.options.option import check_choice
 from lrfgraph.options.recipe import OPTIONS
@@ -55,7 +55,7 @@ def metrics() -> list[Row]:
 def kinds() -> list[Row]:
     """Every kind of layer that can be factorized."""
     return [
-        {"kind": name, "class": kind.keras_class, "family": kind.family, "axes": kind.spatial}
+        {"kind": name, "class": kind.keras_class, "family": kind.family.name, "axes": kind.spatial}
         for name, kind in LAYER_KINDS.items()
     ]
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from lrfgraph.layers.spec import Array, LayerSpec
-from lrfgraph.network.graph import Call, Program, flatten, run
+from lrfgraph.network.graph import Call, Graph, flatten, run
+from lrfgraph.network.operations import linear_output
 
 __all__ = ["curvature"]
 
@@ -96,7 +97,7 @@ def curvature(
     return [total / len(images) / _spread(layer) for layer, total in zip(layers, sums, strict=True)]
 
 
-def _last(program: Program) -> Call:
+def _last(program: Graph) -> Call:
     return next(call for call in program.calls if program.outputs[0] in call.outputs)
 
 
@@ -120,18 +121,6 @@ def _temperature(logits: Array, softness: float) -> float:
     return high if softness > 0 and high > 1.001 else 1.0
 
 
-def linear_output(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
-    """Call a layer without its fused activation; return its linear output and what finishes the call."""
-    import keras
-
-    if not hasattr(operation, "activation"):
-        return operation(*args, **kwargs), keras.activations.linear
-    # a twin with the same variables: the layer itself may be running in another thread, and keeps its activation
-    twin = object.__new__(type(operation))
-    vars(twin).update(vars(operation) | {"activation": keras.activations.linear})
-    return twin(*args, **kwargs), operation.activation
-
-
 def _loss(y: Any, draw: Any, output: str) -> Any:
     import tensorflow as tf
 
@@ -152,12 +141,12 @@ def _loss(y: Any, draw: Any, output: str) -> Any:
 def _second_moment(layer: LayerSpec, g: Any) -> Any:
     import tensorflow as tf
 
-    if layer.data_format == "channels_first" and layer.family != "dense":
+    if layer.data_format == "channels_first":
         g = tf.experimental.numpy.moveaxis(g, 1, -1)
     flat = tf.reshape(g, (-1, layer.groups, layer.outputs))
     return tf.einsum("ngo,ngp->gop", flat, flat)
 
 
 def _spread(layer: LayerSpec) -> float:
-    """A transposed convolution scatters each input over prod(strides) as many outputs as there are inputs."""
-    return float(prod(layer.strides)) if layer.family == "transposed" else 1.0
+    """Return how many outputs there are for each input, where a layer scatters its inputs."""
+    return float(prod(layer.strides)) if layer.family.scatters else 1.0

@@ -179,7 +179,7 @@ def candidate_nodes(
     weights = {name: network.weights(layers[name]) for name in dict.fromkeys(c.layer for c in candidates)}
     for candidate in candidates:
         layer = layers[candidate.layer]
-        tap = network.recipe.similarity.tap if layer.tail in ACTIVATIONS and layer.family != "transposed" else "linear"
+        tap = network.recipe.similarity.tap if layer.tail in ACTIVATIONS and not layer.family.scatters else "linear"
         params = {**_method_params(layer, candidate.method), "rank": candidate.rank}
         prepared = exploration.decompositions[layer.name, candidate.method]
         factors[candidate] = Node(f"{candidate}/factorize", "factorize", params, {"prepared": prepared})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from lrfgraph.methods import METHODS
 from lrfgraph.methods.base import parse_rank
 from lrfgraph.options.recipe import SelectOptions
 from lrfgraph.selection.bisection import has_budget, highest_within
@@ -12,8 +13,9 @@ from lrfgraph.selection.problem import Candidate, Choice, Decision, LayerChoices
 
 __all__ = ["POLICY"]
 
-METHODS_OF_RANK = ("tucker", "svd")
+METHODS_OF_RANK = tuple(name for name, method in METHODS.items() if method.ranks_by_unfolding)
 """The methods whose ranks are those of the unfoldings (Kim et al., ICLR 2016)."""
+
 FACTORS = tuple(float(f) for f in np.geomspace(1 / 256, 256, 193))
 
 
@@ -31,7 +33,7 @@ def _at(problem: Problem, factor: float) -> Decision:
     def choose(layer: LayerChoices) -> Choice:
         fitting = [c for c in layer.candidates if c.method in METHODS_OF_RANK]
         if not fitting or not layer.noise_ranks:
-            return keep(layer, "has no candidate of the methods whose ranks evbmf finds: tucker, svd")
+            return keep(layer, f"has no candidate of the methods whose ranks evbmf finds: {', '.join(METHODS_OF_RANK)}")
         target = [min(max(rank * factor, 1.0), full) for rank, full in layer.noise_ranks]
         if all(rank >= full for rank, (_, full) in zip(target, layer.noise_ranks, strict=True)):
             return keep(layer, "evbmf asks for the full rank")
