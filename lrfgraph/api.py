@@ -22,6 +22,7 @@ from lrfgraph.layers.similarity import METRICS
 from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.methods import METHODS
 from lrfgraph.methods.base import parse_rank, write_rank
+from lrfgraph.network.heads import HEADS
 from lrfgraph.options.recipe import Recipe
 from lrfgraph.run import nodes as pipeline
 from lrfgraph.run.driver import Outcome, Stopped, Unplanned, Walk
@@ -110,6 +111,7 @@ def run_name(model: str | Path, identity: str, recipe: Recipe) -> str:
 def check(recipe: Recipe) -> None:
     """Check the options whose choices are the entries of a table, and what cannot go together."""
     tables = {
+        "data.head": ("auto", *HEADS),
         "explore.methods": tuple(METHODS),
         "similarity.metric": tuple(METRICS),
         "select.policy": (*POLICIES, *SEARCHES),
@@ -175,7 +177,7 @@ def _identity(model: Path, store: Store, keep: bool = True) -> str:
 
 def _image_shape(walk: Walk, outcome: Outcome, base: Path) -> list[int]:
     """The size of the images, for a network that takes any size: MACs and rows depend on it."""
-    from lrfgraph.images.splits import load
+    from lrfgraph.images.sources import load
 
     options, said = walk.recipe.data, walk.data(outcome.network.model)["structure"]
     assumed = [int(n) for n in said["shapes"][str(said["inputs"][0])][1:]]
@@ -220,16 +222,15 @@ def _describe(walk: Walk, model: Path, image_shape: Sequence[int] | None = None)
     ref = walk.stage("describe", [node], optional=True)[node.name]
     said = walk.data(ref)
     layers = tuple(LayerSpec.from_json(layer) for layer in said["layers"])
-    output = said["structure"]["output"]
-    task = "regression" if output == "values" else "classification"
-    return Network(ref, layers, said["network"], said["parameters"], said["macs"], output, task, recipe)
+    head, activation = said["structure"]["head"], said["structure"]["activation"]
+    return Network(ref, layers, said["network"], said["parameters"], said["macs"], head, activation, recipe)
 
 
 def _images(walk: Walk, outcome: Outcome, base: Path) -> Network:
     """Find and divide the images; without any, the run is data-free and says so."""
     from dataclasses import replace
 
-    from lrfgraph.images.splits import source_digest, source_state
+    from lrfgraph.images.sources import source_digest, source_state
 
     network, recipe = outcome.network, walk.recipe
     if recipe.data.source is None:
@@ -245,13 +246,14 @@ def _images(walk: Walk, outcome: Outcome, base: Path) -> Network:
             "one of each, run it without --data"
         )
     facts = {f"{end}_shape": said["shapes"][str(said[f"{end}s"][0])][1:] for end in ("input", "output")}
+    facts |= {"proposed": network.head, "activation": network.activation}
     read = lambda: source_digest(recipe.data, base)  # noqa: E731
     source = walk.store.remembered(source_state(recipe.data, base), read, keep=not walk.dry)
     node = pipeline.data_node(source, facts, recipe, _calibration(network), str(base.resolve()))
     ref = walk.stage("data", [node], optional=True)[node.name]
     found = walk.data(ref)
     outcome.notes.extend(found["notes"])
-    return replace(network, data=ref, images=found["identities"], where=node.where, task=found["task"])
+    return replace(network, data=ref, images=found["identities"], where=node.where, head=found["head"])
 
 
 def _calibration(network: Network) -> int:

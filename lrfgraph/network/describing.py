@@ -19,6 +19,7 @@ from lrfgraph.layers.pieces import layer_cost
 from lrfgraph.layers.spec import LAYER_KINDS, LayerKind, LayerSpec, canonical
 from lrfgraph.network.counting import Shape, operation_macs, static_shapes
 from lrfgraph.network.graph import Call, Program, Slot, flatten
+from lrfgraph.network.heads import propose
 from lrfgraph.network.opening.archive import digest, one_line
 
 __all__ = ["Description", "describe"]
@@ -55,8 +56,8 @@ class Description:
     arrays : of layer number n: ``layers/n/kernel`` (canonical), ``bias``, ``scale`` and ``shift`` (BatchNorm folded:
         scale = γ/√(σ²+ε), shift = (bias−μ)·scale+β) and ``depthwise`` (of a separable convolution), float32.
     structure : the graph as JSON: ``calls`` (index, path, class, inputs, outputs), ``inputs`` and ``outputs`` (slots),
-        ``shapes`` (by slot, one input), ``output`` (``probabilities``, ``logits`` or ``values``) and ``task``
-        (``classification`` or ``regression``).
+        ``shapes`` (by slot, one input), ``activation`` (the last one of the first output) and ``head`` (what the graph
+        alone says about what the output means, a row of HEADS).
     digest : of the whole network.
     """
 
@@ -341,7 +342,8 @@ _READERS: dict[str, Callable[[Any], str]] = {
 
 def _structure(view: _View) -> dict[str, Any]:
     program = view.program
-    output = _output_kind(view)
+    activation = _last_activation(reversed(program.calls), program.outputs[0])
+    shapes = [view.shapes[slot][1:] for slot in (program.outputs[0], *program.inputs)]
     return {
         "calls": [
             {
@@ -356,22 +358,9 @@ def _structure(view: _View) -> dict[str, Any]:
         "inputs": list(program.inputs),
         "outputs": list(program.outputs),
         "shapes": {str(slot): list(shape) for slot, shape in view.shapes.items()},
-        "output": output,
-        "task": "regression" if output == "values" else "classification",
+        "activation": activation,
+        "head": propose(activation, shapes[0], shapes[1:]),
     }
-
-
-def _output_kind(view: _View) -> str:
-    """Guess what the first output means: the last activation says it, else its rank."""
-    program, slot = view.program, view.program.outputs[0]
-    shape = view.shapes[slot]
-    activation = _last_activation(reversed(program.calls), slot)
-    looks_like_input = any(view.shapes[i] == shape for i in program.inputs)
-    if activation == "softmax" or (activation == "sigmoid" and len(shape) == 2 and not looks_like_input):
-        return "probabilities"
-    return (
-        "logits" if len(shape) == 2 and shape[1] > 1 and activation == "linear" and not looks_like_input else "values"
-    )
 
 
 def _last_activation(backwards: Iterable[Call], slot: int) -> str:

@@ -299,7 +299,7 @@ class DataOptions(_Section):
         choices=("stratified", "blocks"),
     )
     seed: int = _option(0, INTEGER, "Seed of the division into calibration, validation and training", low=0)
-    task: str = _option("auto", TEXT, "What the network does", choices=("auto", "classification", "regression"))
+    head: str = _option("auto", TEXT, "What the network's output means: auto, or a row of the table of heads")
     allow_chance: bool = _option(False, SWITCH, "Go on although the model is no better than chance on these images")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from lrfgraph.api import Outcome, run_name
 from lrfgraph.errors import OutputError
 from lrfgraph.layers.pieces import layer_cost
+from lrfgraph.network.heads import HEADS
 from lrfgraph.run.nodes import kept_reason
 from lrfgraph.selection.configuration import write_configuration
 
@@ -57,11 +58,11 @@ def _stage(outcome: Outcome, name: str, model: Path, exported: Mapping[str, Any]
     else:
         counted = {key: exported[key] for key in ("parameters", "macs")}
         size = _file_bytes(outcome, name, model, exported)
-    fields = ("accuracy", "accuracy_se", "mse", "mse_se")
+    measures = HEADS[outcome.network.head].measures
+    names = ("accuracy",) if "accuracy" in measures else ("accuracy", *measures)
+    fields = [field for name in names for field in (name, f"{name}_se")]
     said = {
-        field: {part: (measured or {}).get(part, {}).get(field) for part in ("validation", "test")}
-        for field in fields
-        if field.startswith("accuracy") or outcome.network.task == "regression"
+        field: {part: (measured or {}).get(part, {}).get(field) for part in ("validation", "test")} for field in fields
     }
     return {**counted, "file_bytes": size, **said}
 

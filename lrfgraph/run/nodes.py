@@ -53,6 +53,7 @@ PROBE_IMAGES = 512
 class Network:
     """What `describe` and `data` said, and the recipe: all that later nodes are built from.
 
+    head : what the output means, a row of HEADS.  activation : the last one of the graph.
     images : identity of each split's images, empty without data.  where : how to find the images; no part of a key.
     """
 
@@ -61,8 +62,8 @@ class Network:
     digest: str
     parameters: int
     macs: int
-    output: str
-    task: str
+    head: str
+    activation: str
     recipe: Recipe
     data: Ref | None = None
     images: Mapping[str, str] = field(default_factory=dict)
@@ -71,6 +72,11 @@ class Network:
     def weights(self, index: int) -> Ref:
         """One layer's kernel, bias and folded BatchNorm: identified by their bytes, not by the model they sit in."""
         return Ref(self.layers[index].identity, self.model.key, f"layers/{index}")
+
+    @property
+    def meaning(self) -> dict[str, str]:
+        """What a step must know of the output to tell how far two of them are apart."""
+        return {"head": self.head, "activation": self.activation}
 
     def split(self, *parts: str) -> Ref:
         """One or several splits of the images."""
@@ -104,7 +110,7 @@ def data_node(source: str, facts: Mapping[str, Any], recipe: Recipe, calibration
     used = {name: options[name] for name in ("scale", "mean", "std", "channels", "image_size")}
     params = {"source": source, **facts, "source_options": used, "calibration": calibration}
     params["repair"] = max(recipe.repair.images, calibration) if recipe.repair.enabled else 0
-    params |= {name: options[name] for name in ("validation", "split", "seed", "task")}
+    params |= {name: options[name] for name in ("validation", "split", "seed", "head")}
     return Node("images/data", "data", params, {}, where)
 
 
@@ -176,7 +182,7 @@ def curvature_nodes(network: Network) -> list[Node]:
     """One curvature a layer, keyed by the whole network: only what asks for it depends on layers downstream."""
     if network.data is None:
         return []
-    params = {"images": 1024, "seed": network.recipe.record.seed}
+    params = {"images": 1024, "seed": network.recipe.record.seed, **network.meaning}
     return [
         Node(
             f"{layer.name}/curvature",
@@ -278,7 +284,7 @@ def probe_nodes(
             "factors": refs[f"{layer}/{method}/{rank}/factorize"],
             "prepared": refs[f"{layer}/{method}/decompose"],
         }
-        params |= {"layer": index[layer], "images": PROBE_IMAGES}
+        params |= {"layer": index[layer], "images": PROBE_IMAGES, **network.meaning}
         where = {**network.where, "layer": layer}
         nodes[f"{layer}|probe|{method}/{rank}"] = Node(f"{layer}/{method}/{rank}/probe", "probe", params, inputs, where)
     return nodes
@@ -410,7 +416,7 @@ def _finetune(network: Network, student: Ref) -> Node:
         "teacher": Ref(network.digest, network.model.key),
         "data": network.split("train", "validation"),
     }
-    params = {"options": asdict(network.recipe.finetune), "task": network.task, "output": network.output}
+    params = {"options": asdict(network.recipe.finetune), **network.meaning}
     return Node("finetune", "finetune", params, inputs, dict(network.where))
 
 
@@ -419,7 +425,7 @@ def evaluate_node(network: Network, name: str, model: str | Ref, part: str, orig
     inputs: dict[str, str | Ref] = {"model": model, "data": network.split(part)}
     if original is not None:
         inputs["original"] = original
-    params = {"part": part, "task": network.task, "output": network.output}
+    params = {"part": part, **network.meaning}
     return Node(f"{name}/{part}/evaluate", "evaluate", params, inputs, dict(network.where))
 
 

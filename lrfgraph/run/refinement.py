@@ -12,6 +12,7 @@ from typing import Any
 
 from lrfgraph.engine.nodes import Ref
 from lrfgraph.network.evaluating import gain
+from lrfgraph.network.heads import head_of
 from lrfgraph.run import nodes as pipeline
 from lrfgraph.run.search import Bench, Found, grid_share, within_limit
 from lrfgraph.run.steps.decisions import decision_data, problem_of
@@ -66,7 +67,7 @@ def refine(
         judged = bench.judge(rival)
         made = walk.outputs(judged)
         assert made is not None
-        lower, noise = gain(present, made, original, bench.network.task, bench.network.output)
+        lower, noise = gain(present, made, original, head_of(bench.network.head, bench.network.activation))
         if lower > SURE * noise and allowed(rival, judged):
             choices, best, measured, present = exchange.choices, rival, judged, made
             kept += 1

@@ -26,7 +26,7 @@ POOL = LayerSpec("pool", "MaxPooling2D")
 
 
 def network(recipe: Recipe, data: bool = True) -> Network:
-    found = Network(Ref("m", "describe/m"), (CONV, POOL, DENSE), "m", 2000, 90000, "logits", "classification", recipe)
+    found = Network(Ref("m", "describe/m"), (CONV, POOL, DENSE), "m", 2000, 90000, "logits", "linear", recipe)
     images = {part: part for part in ("calibration", "repair", "validation", "train", "test")}
     return replace(found, data=Ref("i", "data/i"), images=images) if data else found
 
