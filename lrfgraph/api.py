@@ -17,6 +17,7 @@ from lrfgraph.engine.workers import workers_for
 from lrfgraph.errors import ConfigurationError, StoreError
 from lrfgraph.layers.similarity import METRICS
 from lrfgraph.methods import METHODS
+from lrfgraph.network.heads import HEADS
 from lrfgraph.options.option import check_choice
 from lrfgraph.options.recipe import Recipe
 from lrfgraph.run import stages
@@ -97,6 +98,7 @@ def run_name(model: str | Path, identity: str, recipe: Recipe) -> str:
 def check(recipe: Recipe) -> None:
     """Check the options whose choices are the entries of a table, and what cannot go together."""
     tables = {
+        "data.head": ("auto", *HEADS),
         "explore.methods": tuple(METHODS),
         "similarity.metric": tuple(METRICS),
         "select.policy": PUBLIC,

@@ -53,15 +53,15 @@ BASE = Recipe.from_dict(
 def network_of(recipe: Recipe, described: Node) -> tuple[Network, Node]:
     """Return a hand-made network with the images as the `data` step really divides them."""
     ref = Ref("network", key_of(components_of(described, STEPS["describe"].version, {})))
-    network = Network(ref, (CONV, DENSE), "network", 15770, 29792, "probabilities", "classification", recipe)
-    facts = {"input_shape": (14, 14, 1), "output_shape": (10,)}
+    network = Network(ref, (CONV, DENSE), "network", 15770, 29792, "softmax", "softmax", recipe)
+    facts = {"input_shape": (14, 14, 1), "output_shape": (10,), "proposed": "softmax", "activation": "softmax"}
     base = str(DATA)
     node = nodes.data_node(source_digest(recipe.data, DATA), facts, recipe, recipe.data.calibration, base)
     made = STEPS["data"].compute(Task(node.name, node.params, {}, node.locators, lambda: DATA, lambda *_: None))
     assert made.identity
     data = Ref(made.identity, key_of(components_of(node, STEPS["data"].version, {})))
     said = made.data
-    return replace(network, data=data, images=said["identities"], where=node.locators, task=said["task"]), node
+    return replace(network, data=data, images=said["identities"], locators=node.locators, head=said["head"]), node
 
 
 class Graph:
@@ -144,7 +144,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "data.validation": (50, IMAGES),
     "data.split": ("blocks", IMAGES),
     "data.seed": (1, IMAGES),
-    "data.task": ("classification", {"data"}),
+    "data.head": ("values", {"data", "curvature"} | FACTORS),
     "data.allow_chance": (True, NOTHING),
     "record.rows": (4096, {"record"} | FACTORS),
     "record.moment_rows": (4096, {"record"} | FACTORS),
@@ -279,22 +279,22 @@ def test_two_equal_layers_share_their_factors(monkeypatch: pytest.MonkeyPatch) -
 
 
 GOLDEN: dict[str, str] = {
-    "curvature": "4c1e9466cec741a3cdb549f9e4411c1a90c4e684",
-    "data": "99a35ef62b156badee463f342dc880bf28032c73",
-    "decompose": "59a8d5fc0038f7b07e6a437ac3a2becaa7b34410",
-    "describe": "fac00b77767b423ee5da59d58e4b21ff81ef6cec",
-    "evaluate": "f10089201d56ddd69f93f92878c926c90c8d818a",
-    "export": "b6049ebb49438e4dccbf9881b99104c026b25590",
-    "factorize": "b6e55ef05c0e5d524bf77248a33cfd765d9fc9b5",
-    "finetune": "ce55925bd6e0296b1204aeb8db7e51727536b353",
+    "curvature": "d2cb0446e3eee42681c80ae092fe5ef41a2f5bd9",
+    "data": "44ed82db157f5f6ce0e781694fbb4364ffafb7ce",
+    "decompose": "0b8bee1241c00d16ecbf12eb012e1bc505cb1b46",
+    "describe": "1928f310dd4748e6e5e378207c15f5c634f6a3c4",
+    "evaluate": "d17812a80d331979b41ad511f3e6bf07f6764562",
+    "export": "4b2824f91163d1163dabe00b10add4fc8ce2c1cb",
+    "factorize": "4f6da17477662f66b4ce0c6e0b5bf9abb9b02acd",
+    "finetune": "95102c249a8988a2da3d18a7cb1c872e0ec7fb2a",
     "noise": "1bbba73c817e95cf927148a7184b19f7e4942cff",
-    "probe": "094e4413820279b3eea67d9c8e1d0dcad495ce7c",
-    "ranks": "2e4e8f3c3cf6e9ef46f9aa660f72c15c409ab000",
-    "rebuild": "116ea4eaf69bb88724ab214f934b551d3e1ce00c",
+    "probe": "f3f5fe266871aeaf95128b2dc634e8181a001a32",
+    "ranks": "cb665366a4fa0eae58bbaf48de9097c1514f496b",
+    "rebuild": "75a56471b5a486ef30c59002fffb27a720c71b3f",
     "record": "00c3dd48cc37b83a699018d912d53b83766dd03b",
-    "repair": "ea41f85c96aae179ffe0f7cce2ac1234eb6f83af",
-    "score": "d336f219490f49ca16c282d277b6393a6bf52971",
-    "select": "35e1ffafd2bb9a5ff2a0e48653e404e428966783",
+    "repair": "e4d2212df0151e7fbc56a17b5e15a7c2eaa07e0b",
+    "score": "d92d11f27ffca799349c78f8d61503737756aba0",
+    "select": "d295633aa2bc1beeeed753780c2a815d6eda717b",
 }
 """A digest of the keys of each kind; another one means that what earlier versions cached is not found again."""
 

@@ -117,7 +117,7 @@ class DataOptions(Section):
         choices=("stratified", "blocks"),
     )
     seed: int = option(0, INTEGER, "Seed of the division into calibration, validation and training", low=0)
-    task: str = option("auto", TEXT, "What the network does", choices=("auto", "classification", "regression"))
+    head: str = option("auto", TEXT, "What the network's output means: auto, or a row of the table of heads")
     allow_chance: bool = option(False, SWITCH, "Go on although the model is no better than chance on these images")
 
 

@@ -16,6 +16,7 @@ from lrfgraph.api import Compression, run_name
 from lrfgraph.errors import OutputError
 from lrfgraph.layers.pieces import layer_cost
 from lrfgraph.methods.base import parse_rank
+from lrfgraph.network.heads import HEADS
 from lrfgraph.run.state import kept_reason
 from lrfgraph.selection.configuration import write_configuration
 from lrfgraph.selection.problem import Choice
@@ -61,11 +62,11 @@ def _stage(
     else:
         counts = {key: exported[key] for key in ("parameters", "macs")}
         size = _file_bytes(compression, name, model, exported)
-    fields = ("accuracy", "accuracy_se", "mse", "mse_se")
+    head = HEADS[compression.network.head].measures
+    names = ("accuracy",) if "accuracy" in head else ("accuracy", *head)
+    fields = [field for name in names for field in (name, f"{name}_se")]
     measures = {
-        field: {part: (measured or {}).get(part, {}).get(field) for part in ("validation", "test")}
-        for field in fields
-        if field.startswith("accuracy") or compression.network.task == "regression"
+        field: {part: (measured or {}).get(part, {}).get(field) for part in ("validation", "test")} for field in fields
     }
     return {**counts, "file_bytes": size, **measures}
 

@@ -12,6 +12,7 @@ from typing import Any
 from lrfgraph.engine.nodes import Ref
 from lrfgraph.errors import ConfigurationError
 from lrfgraph.network.evaluating import gain
+from lrfgraph.network.heads import head_of
 from lrfgraph.run import nodes
 from lrfgraph.run.driver import Driver
 from lrfgraph.run.state import Compression
@@ -142,7 +143,7 @@ class _Bench:
             outputs, rival, original = map(self.driver.outputs, (first, second, baseline))
             if outputs is None or rival is None or original is None:
                 return None
-            return gain(outputs, rival, original, self.network.task, self.network.output)
+            return gain(outputs, rival, original, head_of(self.network.head, self.network.activation))
 
         return Judge(self.evaluate, lambda measured: float(self.driver.data(measured).get("kl", 0.0)), difference)
 

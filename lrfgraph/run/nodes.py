@@ -67,14 +67,15 @@ def describe_node(
     return Node("model/describe", "describe", params, {}, {"model": model, "architecture": options.architecture})
 
 
-def data_node(source: str, shapes: Mapping[str, Any], recipe: Recipe, calibration: int, base: str) -> Node:
-    """Divide the images; `source` is the digest of their content and the statistics', `shapes` the model's."""
+def data_node(source: str, facts: Mapping[str, Any], recipe: Recipe, calibration: int, base: str) -> Node:
+    """Divide the images; `source` is the digest of their content and the statistics', `facts` the model's shapes
+    and what it proposes for its head."""
     options = _plain(asdict(recipe.data))
     locators = {"data": options, "base": base}
     used = {name: options[name] for name in ("scale", "mean", "std", "channels", "image_size")}
-    params = {"source": source, **shapes, "source_options": used, "calibration": calibration}
+    params = {"source": source, **facts, "source_options": used, "calibration": calibration}
     params["repair"] = max(recipe.repair.images, calibration) if recipe.repair.enabled else 0
-    params |= {name: options[name] for name in ("validation", "split", "seed", "task")}
+    params |= {name: options[name] for name in ("validation", "split", "seed", "head")}
     return Node("images/data", "data", params, {}, locators)
 
 
@@ -122,7 +123,7 @@ def curvature_nodes(network: Network) -> dict[str, Node]:
     if network.data is None or not needed:
         return {}
     inputs: Inputs = {"model": network.original, "data": network.split("calibration")}
-    params = {"images": CURVATURE_IMAGES, "seed": network.recipe.record.seed}
+    params = {"images": CURVATURE_IMAGES, "seed": network.recipe.record.seed, **network.meaning}
     nodes = {}
     for layer in network.factorizable():
         own, locators = {**params, "layer": network.layers.index(layer)}, {**network.locators, "layer": layer.name}
@@ -214,7 +215,7 @@ def probe_nodes(
     for candidate in candidates:
         version = METHODS[candidate.method].version
         params = {"method": candidate.method, "version": version, "rank": candidate.rank}
-        params |= {"layer": index[candidate.layer], "images": PROBE_IMAGES}
+        params |= {"layer": index[candidate.layer], "images": PROBE_IMAGES, **network.meaning}
         inputs: Inputs = {"model": network.original, "data": network.split("calibration")}
         inputs |= dict(zip(("factors", "prepared"), exploration.weights(candidate), strict=True))
         locators = {**network.locators, "layer": candidate.layer}
@@ -310,7 +311,7 @@ def finish_nodes(network: Network, model: Ref) -> list[Node]:
     if not network.finetunes:
         return [Node("export", "export", {}, {"model": model})]
     inputs: Inputs = {"student": model, "teacher": network.original, "data": network.split("train", "validation")}
-    params = {"options": asdict(network.recipe.finetune), "task": network.task, "output": network.output}
+    params = {"options": asdict(network.recipe.finetune), **network.meaning}
     finetune = Node("finetune", "finetune", params, inputs, dict(network.locators))
     return [finetune, Node("export", "export", {}, {"model": finetune.name})]
 
@@ -320,5 +321,5 @@ def evaluate_node(network: Network, name: str, model: str | Ref, part: str, orig
     inputs: Inputs = {"model": model, "data": network.split(part)}
     if original is not None:
         inputs["original"] = original
-    params = {"part": part, "task": network.task, "output": network.output}
+    params = {"part": part, **network.meaning}
     return Node(f"{name}/{part}/evaluate", "evaluate", params, inputs, dict(network.locators))

@@ -81,14 +81,13 @@ def read_model(driver: Driver, image_shape: Sequence[int] | None = None) -> Netw
     ref = driver.carry_out("describe", [node])[node.name]
     data = driver.data(ref)
     layers = tuple(LayerSpec.from_json(layer) for layer in data["layers"])
-    output = data["structure"]["output"]
-    task = "regression" if output == "values" else "classification"
-    return Network(ref, layers, data["network"], data["parameters"], data["macs"], output, task, recipe)
+    meaning = data["structure"]["head"], data["structure"]["activation"]
+    return Network(ref, layers, data["network"], data["parameters"], data["macs"], *meaning, recipe)
 
 
 def _image_shape(driver: Driver, network: Network) -> tuple[list[int], list[str]]:
     """The size of the images, for a network that takes any size: MACs and rows depend on it."""
-    from lrfgraph.images.splits import load
+    from lrfgraph.images.sources import load
 
     options, structure = driver.recipe.data, driver.data(network.model)["structure"]
     assumed = [int(n) for n in structure["shapes"][str(structure["inputs"][0])][1:]]
@@ -119,7 +118,7 @@ def divide_images(driver: Driver, compression: Compression) -> Compression:
 
 
 def _divided(driver: Driver, compression: Compression) -> Compression:
-    from lrfgraph.images.splits import source_digest, source_state
+    from lrfgraph.images.sources import source_digest, source_state
 
     network, recipe, base = compression.network, driver.recipe, driver.base
     structure = driver.data(network.model)["structure"]
@@ -128,14 +127,15 @@ def _divided(driver: Driver, compression: Compression) -> Compression:
             f"the model has {len(structure['inputs'])} inputs and {len(structure['outputs'])} outputs; images can be "
             "given for one of each, run it without --data"
         )
-    shapes = {f"{end}_shape": structure["shapes"][str(structure[f"{end}s"][0])][1:] for end in ("input", "output")}
+    facts = {f"{end}_shape": structure["shapes"][str(structure[f"{end}s"][0])][1:] for end in ("input", "output")}
+    facts |= {"proposed": network.head, "activation": network.activation}
     source = driver.store.remembered(
         source_state(recipe.data, base), lambda: source_digest(recipe.data, base), keep=not driver.dry
     )
-    node = nodes.data_node(source, shapes, recipe, _calibration_count(network), str(base.resolve()))
+    node = nodes.data_node(source, facts, recipe, _calibration_count(network), str(base.resolve()))
     ref = driver.carry_out("data", [node])[node.name]
     data = driver.data(ref)
-    network = replace(network, data=ref, images=data["identities"], locators=node.locators, task=data["task"])
+    network = replace(network, data=ref, images=data["identities"], locators=node.locators, head=data["head"])
     return compression.noted(*data["notes"], network=network)
 
 

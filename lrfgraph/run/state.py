@@ -24,6 +24,7 @@ __all__ = ["Compression", "Exploration", "Network", "kept_reason", "methods_of",
 class Network:
     """What `describe` and `data` said, and the recipe: all that later nodes are built from.
 
+    head : what the output means, a row of HEADS.  activation : the last one of the graph.
     images : identity of each split's images, empty without data.  locators : how to find the images; no part of a key.
     """
 
@@ -32,8 +33,8 @@ class Network:
     digest: str
     parameters: int
     macs: int
-    output: str
-    task: str
+    head: str
+    activation: str
     recipe: Recipe
     data: Ref | None = None
     images: Mapping[str, str] = field(default_factory=dict)
@@ -43,6 +44,11 @@ class Network:
     def original(self) -> Ref:
         """The model itself, known by what it computes."""
         return Ref(self.digest, self.model.key)
+
+    @property
+    def meaning(self) -> dict[str, str]:
+        """What a step must know of the output to tell how far two of them are apart."""
+        return {"head": self.head, "activation": self.activation}
 
     @property
     def policy(self) -> Policy:

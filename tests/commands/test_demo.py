@@ -7,8 +7,11 @@ import pytest
 from conftest import DATA
 
 from lrfgraph import demo
-from lrfgraph.images.splits import load, preprocessing, split, targets_of
+from lrfgraph.images.preprocessing import preprocessing
+from lrfgraph.images.sources import load
+from lrfgraph.images.splits import split
 from lrfgraph.network.evaluating import measure, predict
+from lrfgraph.network.heads import HEADS
 from lrfgraph.options.recipe import DataOptions
 
 
@@ -29,8 +32,8 @@ def test_shipped_models_are_good_on_shipped_images(
     test = split(dataset, options).test
     assert test is not None
     outputs = predict(network, test.images(dataset, preprocessing(options, shape)))
-    targets = targets_of(test.labels(dataset), "classification", (10,))
-    assert measure(outputs, targets, "classification")["accuracy"] >= at_least
+    head = HEADS["softmax"]
+    assert measure(outputs, head.targets(test.labels(dataset), (10,)), head)["accuracy"] >= at_least
 
 
 @pytest.mark.parametrize("folder", [demo.FOLDER, DATA])

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import DATA
 
 from lrfgraph import Recipe, compress
 from lrfgraph.api import plan
-from lrfgraph.network.evaluating import compare, gain
 from lrfgraph.selection import exchanges
 
 MODEL, IMAGES = DATA / "tiny_cnn.keras", DATA / "tiny_digits.npz"
@@ -85,22 +83,3 @@ def test_an_exchange_that_does_not_pay_is_not_kept(cache: Path, monkeypatch: pyt
     refined = compress(MODEL, recipe(cache, refine=1))
     assert refined.decision == plain.decision
     assert "0 of 1 exchanges" in refined.notes[-1]
-
-
-@pytest.mark.parametrize("output", ["logits", "values"])
-def test_gain_is_the_difference_of_two_kls(output: str) -> None:
-    rng = np.random.default_rng(0)
-    original = rng.normal(size=(400, 5)).astype("float32")
-    near, far = (original + size * rng.normal(size=original.shape) for size in (0.1, 0.2))
-    lower, noise = gain(far, near, original, "", output)
-    kls = [compare(made, original, None, "", output)["kl"] for made in (far, near)]
-    assert lower == pytest.approx(kls[0] - kls[1], rel=1e-4)
-    assert 0 < 5 * noise < lower
-    assert gain(near, near, original, "", output) == (0.0, 0.0)
-
-
-def test_no_difference_among_few_images_is_no_certainty() -> None:
-    outputs = np.eye(4, dtype="float32")[[0, 1, 2, 3, 0]]
-    said = compare(outputs, outputs, np.array([0, 1, 2, 3, 0]), "classification", "probabilities")
-    assert said["drop"] == 0
-    assert said["drop_se"] == pytest.approx(1 / 5)

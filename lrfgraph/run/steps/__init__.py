@@ -14,8 +14,8 @@ __all__ = ["STEPS"]
 STEPS: dict[str, Step] = {
     step.name: step
     for step in (
-        Step("describe", 3, sources.describe, decides=True),
-        Step("data", 1, sources.data, decides=True),
+        Step("describe", 4, sources.describe, decides=True),
+        Step("data", 2, sources.data, decides=True),
         Step("record", 1, passes.record, passes.record_together),
         Step("curvature", 3, passes.curvature, passes.curvature_together),
         Step("decompose", 1, candidates.decompose),
@@ -27,7 +27,7 @@ STEPS: dict[str, Step] = {
         Step("select", 3, decisions.select, decides=True),
         Step("rebuild", 3, models.rebuild),
         Step("repair", 2, models.repair),
-        Step("finetune", 2, models.finetune),
+        Step("finetune", 3, models.finetune),
         Step("export", 1, models.export),
         Step("evaluate", 2, models.evaluate),
     )

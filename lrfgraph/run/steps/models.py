@@ -136,20 +136,18 @@ def _refit(entry: Input) -> Refit:
 
 
 def finetune(task: Task) -> Result:
-    from lrfgraph.network.training import finetune
+    from lrfgraph.network.heads import head_of
+    from lrfgraph.network.training import Split, finetune
 
-    data, student = task.inputs["data"], task.inputs["student"]
-    x, y = images_of(data, task.locators, "train")
-    x_val, y_val = images_of(data, task.locators, "validation")
+    data, student, teacher = (task.inputs[name] for name in ("data", "student", "teacher"))
+    training, validation = (Split(*images_of(data, task.locators, part)) for part in ("train", "validation"))
     tuned, history = finetune(
         fresh_network_of(student),
-        network_of(task.inputs["teacher"]),
-        x,
-        y,
-        x_val,
-        y_val,
+        network_of(teacher),
+        training,
+        validation,
         task.params["options"],
-        task.params["task"],
+        head_of(task.params["head"], task.params["activation"]),
         task.scratch(),
         task.progress,
     )
@@ -171,12 +169,15 @@ def export(task: Task) -> Result:
 
 def evaluate(task: Task) -> Result:
     from lrfgraph.network.evaluating import compare, measure, predict
+    from lrfgraph.network.heads import head_of, own_targets
 
-    x, y = images_of(task.inputs["data"], task.locators, task.params["part"])
-    outputs = predict(network_of(task.inputs["model"]), x)
-    measured: dict[str, Any] = measure(outputs, x if y is None else y, task.params["task"])
+    head = head_of(task.params["head"], task.params["activation"])
+    images, labels = images_of(task.inputs["data"], task.locators, task.params["part"])
+    outputs = predict(network_of(task.inputs["model"]), images)
+    targets = own_targets(head, images, labels, outputs.shape[1:])
+    measured: dict[str, Any] = measure(outputs, targets, head)
     original = task.inputs.get("original")
     if original is not None and "outputs" in original.names():
-        measured |= compare(outputs, original.array("outputs"), y, task.params["task"], task.params["output"])
+        measured |= compare(outputs, original.array("outputs"), targets, head)
     small = outputs.size <= MOST_OUTPUTS
     return Result(measured, {"outputs": outputs.astype(np.float32)} if small else {})

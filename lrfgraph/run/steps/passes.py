@@ -32,6 +32,7 @@ def record_together(tasks: list[Task]) -> list[Result]:
 
 def curvature_together(tasks: list[Task]) -> list[Result]:
     from lrfgraph.network.curvature import curvature
+    from lrfgraph.network.heads import head_of
 
     first = tasks[0]
     images, _ = images_of(first.inputs["data"], first.locators, "calibration")
@@ -42,7 +43,7 @@ def curvature_together(tasks: list[Task]) -> list[Result]:
         network_of(model),
         layers,
         images,
-        model.data["structure"]["output"],
+        head_of(first.params["head"], first.params["activation"]),
         first.params["seed"],
         progress=first.progress,
     )
@@ -50,6 +51,7 @@ def curvature_together(tasks: list[Task]) -> list[Result]:
 
 
 def probe_together(tasks: list[Task]) -> list[Result]:
+    from lrfgraph.network.heads import head_of
     from lrfgraph.network.probing import Probe, probe
 
     first = tasks[0]
@@ -64,7 +66,7 @@ def probe_together(tasks: list[Task]) -> list[Result]:
         fresh_network_of(model),  # its kernels are exchanged
         probes,
         images[: first.params["images"]],
-        model.data["structure"]["output"],
+        head_of(first.params["head"], first.params["activation"]),
         first.progress,
     )
     return [Result({"kl": kl}) for kl in found]
