@@ -22,7 +22,7 @@ from lrfgraph.engine.maintenance import (
     usage,
     verify,
 )
-from lrfgraph.engine.nodes import Ref
+from lrfgraph.engine.nodes import Ref, digest
 from lrfgraph.engine.runs import list_runs, pin, remove_run, start_run
 from lrfgraph.engine.store import Store
 from lrfgraph.errors import StoreError
@@ -129,9 +129,9 @@ def test_gc_never_takes_what_is_pinned_live_leased_or_kept(store: Store) -> None
 def test_gc_takes_broken_entries_and_old_scratch(store: Store) -> None:
     refs = fill(store)
     (store.folder(refs["s0"].key) / "entry.json").unlink()
-    old, young = store.scratch("toy/old"), store.scratch("toy/young")
+    old, young = (store.scratch(f"toy/{digest(age)}").open() for age in ("old", "young"))
     (old / "epoch").write_text("1")
-    for path in (old / "epoch", old):
+    for path in (old / "epoch", old, old.parent):
         os.utime(path, (1000, 1000))
     freed = gc(store, older_than=86400)
     assert freed.keys == [refs["s0"].key]
