@@ -15,7 +15,7 @@ from typing import Any
 
 from lrfgraph.engine.files import newest, tree_bytes
 from lrfgraph.engine.leases import live
-from lrfgraph.engine.nodes import digest, key_of
+from lrfgraph.engine.nodes import digest, is_key, key_of, parts_of
 from lrfgraph.engine.runs import list_runs, remove_run
 from lrfgraph.engine.store import CorruptEntry, Store
 from lrfgraph.errors import StoreError
@@ -90,7 +90,8 @@ def keys_of(store: Store, kind: str | None = None) -> Iterator[str]:
             continue
         for prefix in _folders(folder):
             for entry in _folders(prefix):
-                yield f"{folder.name}/{entry.name}"
+                if is_key(key := f"{folder.name}/{entry.name}") and entry.name.startswith(prefix.name):
+                    yield key
 
 
 def list_entries(store: Store, kind: str | None = None) -> list[EntryInfo]:
@@ -301,7 +302,7 @@ def _free(store: Store, key: str, size: int, freed: Freed, dry_run: bool) -> Non
 
 
 def _free_scratch(store: Store, before: float, safe: Collection[str], freed: Freed, dry_run: bool) -> None:
-    names = {key.replace("/", "-") for key in safe}
+    names = {"-".join(parts_of(key)) for key in safe}
     for home in _folders(store.base / "scratch"):
         lease = store.base / "leases" / f"{home.name}.lease"
         if home.name in names or live(lease, store.stale_after) or newest(home) >= before:

@@ -27,7 +27,7 @@ from lrfgraph.engine import leases
 from lrfgraph.engine.entry import CorruptEntry, Entry
 from lrfgraph.engine.files import FULL, age, checksum, file_checksum, flush_one, flush_tree, members, tree_bytes, write
 from lrfgraph.engine.memory import BoundedCache, versions
-from lrfgraph.engine.nodes import Ref, Result
+from lrfgraph.engine.nodes import Ref, Result, is_key, parts_of
 from lrfgraph.engine.scratch import Scratch, ownerless
 from lrfgraph.engine.zarr_format import describe, encode
 from lrfgraph.errors import StoreError
@@ -64,7 +64,7 @@ class Store:
         return Path(self._path(key))
 
     def _path(self, key: str) -> str:
-        kind, _, name = key.partition("/")
+        kind, name = parts_of(key)
         return f"{self._base}/{kind}/{name[:2]}/{name}"
 
     def has(self, key: str) -> bool:
@@ -134,11 +134,11 @@ class Store:
 
     def scratch(self, key: str) -> Scratch:
         """Return what one attempt at this key may keep for the next one, should it be interrupted."""
-        return Scratch(self.base / "scratch" / key.replace("/", "-"))
+        return Scratch(self.base / "scratch" / "-".join(parts_of(key)))
 
     def lease_path(self, key: str) -> Path:
         """Return the path of a key's lease; all leases lie in one folder, so that they are quickly listed."""
-        return self.base / "leases" / f"{key.replace('/', '-')}.lease"
+        return self.base / "leases" / f"{'-'.join(parts_of(key))}.lease"
 
     def commit(
         self,
@@ -188,11 +188,14 @@ class Store:
 
     def discard(self, key: str) -> None:
         """Remove an entry, whatever state it is in; raises StoreError if the cache cannot be written."""
+        place = self.folder(key)
+        if place.parent.resolve() != self.base.resolve().joinpath(*place.parent.parts[-2:]):
+            raise StoreError(f"cache {self.root}: {place.parent} leads out of it; remove the link")
         with self.writing(key):
             aside = self._temporary()
             try:
                 with contextlib.suppress(FileNotFoundError):
-                    self.folder(key).rename(aside / "entry")
+                    place.rename(aside / "entry")
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
 
@@ -228,7 +231,8 @@ class Store:
             if leases.signed_by_dead(path.name) or age(path) > LEFTOVER_AGE:
                 shutil.rmtree(path, ignore_errors=True)
         for home in members(self.base / "scratch"):
-            if self.has("/".join(home.name.rsplit("-", 1))):  # another attempt was quicker
+            key = "/".join(home.name.rsplit("-", 1))
+            if is_key(key) and self.has(key):  # another attempt was quicker
                 for attempt in ownerless(home):
                     shutil.rmtree(attempt, ignore_errors=True)
                 with contextlib.suppress(OSError):
