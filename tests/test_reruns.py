@@ -193,7 +193,6 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "run.scheduler": ("tcp://host:8786", NOTHING),
     "run.threads": (7, NOTHING),
     "run.max_memory": (10**9, NOTHING),
-    "run.max_cache": (10**9, NOTHING),
     "run.until": ("select", NOTHING),
 }
 """By option: another value, and the kinds of node of which then at least one key is another."""

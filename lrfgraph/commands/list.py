@@ -49,7 +49,7 @@ def policies() -> list[Row]:
 
 def metrics() -> list[Row]:
     """Every similarity of a candidate to its layer; Y is the layer's output, Ŷ the candidate's."""
-    return [{"metric": name, "help": formula} for name, formula in METRICS.items()]
+    return [{"metric": name, "help": metric.formula} for name, metric in METRICS.items()]
 
 
 def kinds() -> list[Row]:

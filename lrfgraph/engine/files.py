@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import time
 from pathlib import Path
 from typing import Any
 
-__all__ = ["age", "checksum", "file_checksum", "flush_one", "flush_tree", "members", "tree_bytes", "write"]
+__all__ = [
+    "FULL",
+    "age",
+    "checksum",
+    "file_checksum",
+    "flush_one",
+    "flush_tree",
+    "members",
+    "newest",
+    "out_of_space",
+    "tree_bytes",
+    "write",
+]
+
+FULL = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
 
 
 def write(path: Path, buffers: list[Any]) -> tuple[int, str]:
@@ -82,3 +97,25 @@ def age(path: Path) -> float:
         return time.time() - path.lstat().st_mtime
     except OSError:
         return 0.0
+
+
+def newest(folder: Path) -> float:
+    """Return when a folder or anything in it was last changed (seconds since 1970), 0 if it is gone."""
+    times = [0.0]
+    for path in (folder, *folder.rglob("*")):
+        with contextlib.suppress(OSError):
+            times.append(path.lstat().st_mtime)
+    return max(times)
+
+
+def out_of_space(error: BaseException | None) -> str:
+    """Return what the system said of a full disk, ``""`` if an error and its causes are about something else.
+
+    Libraries written in C hand on the system's words, but not always its number.
+    """
+    while error is not None:
+        for number in FULL:
+            if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+                return os.strerror(number)
+        error = error.__cause__ or error.__context__
+    return ""

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lrfgraph.engine.files import tree_bytes
+from lrfgraph.engine.files import newest, tree_bytes
 from lrfgraph.engine.leases import live
-from lrfgraph.engine.nodes import digest, key_of
+from lrfgraph.engine.nodes import digest, is_key, key_of, parts_of
 from lrfgraph.engine.runs import list_runs, remove_run
 from lrfgraph.engine.store import CorruptEntry, Store
 from lrfgraph.errors import StoreError
@@ -84,7 +84,8 @@ def keys_of(store: Store, kind: str | None = None) -> Iterator[str]:
             continue
         for prefix in _folders(folder):
             for entry in _folders(prefix):
-                yield f"{folder.name}/{entry.name}"
+                if is_key(key := f"{folder.name}/{entry.name}") and entry.name.startswith(prefix.name):
+                    yield key
 
 
 def list_entries(store: Store, kind: str | None = None) -> list[EntryInfo]:
@@ -271,22 +272,14 @@ def _free(store: Store, key: str, size: int, freed: Freed, dry_run: bool) -> Non
 
 
 def _free_scratch(store: Store, before: float, safe: Collection[str], freed: Freed, dry_run: bool) -> None:
-    names = {key.replace("/", "-") for key in safe}
-    for folder in _folders(store.base / "scratch"):
-        lease = store.base / "leases" / f"{folder.name}.lease"
-        if folder.name in names or live(lease, store.stale_after) or _newest(folder) >= before:
+    names = {"-".join(parts_of(key)) for key in safe}
+    for home in _folders(store.base / "scratch"):
+        lease = store.base / "leases" / f"{home.name}.lease"
+        if home.name in names or live(lease, store.stale_after) or newest(home) >= before:
             continue
-        freed.bytes += tree_bytes(str(folder))
+        freed.bytes += tree_bytes(str(home))
         if not dry_run:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _newest(folder: Path) -> float:
-    times = [folder.stat().st_mtime]
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            times.append(path.stat().st_mtime)
-    return max(times)
+            shutil.rmtree(home, ignore_errors=True)
 
 
 def _folders(folder: Path) -> Iterable[Path]:

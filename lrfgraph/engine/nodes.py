@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +19,26 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Arrays", "Input", "Node", "Ref", "Result", "Step", "Task", "components_of", "digest", "key_of"]
+from lrfgraph.errors import StoreError
+
+__all__ = [
+    "Arrays",
+    "Input",
+    "Node",
+    "Ref",
+    "Result",
+    "Step",
+    "Task",
+    "components_of",
+    "digest",
+    "is_key",
+    "key_of",
+    "parts_of",
+]
 
 Arrays = dict[str, NDArray[Any]]
+
+KEY = re.compile(r"([A-Za-z][A-Za-z0-9_]{0,63})/([0-9a-f]{40})")
 
 
 def digest(value: Any) -> str:
@@ -142,3 +160,19 @@ def components_of(node: Node, version: int, identities: Mapping[str, str]) -> di
 def key_of(components: Mapping[str, Any]) -> str:
     """Return the key ``step/digest`` of a node: the one way from components to a key."""
     return f"{components['step']}/{digest(components)}"
+
+
+def is_key(text: str) -> bool:
+    """Say whether a text has the form of a key."""
+    return KEY.fullmatch(text) is not None
+
+
+def parts_of(key: str) -> tuple[str, str]:
+    """Return kind and digest of a key, wherever it was read: the one way from a key to a path.
+
+    Raises StoreError for what is no key and could lead anywhere.
+    """
+    match = KEY.fullmatch(key)
+    if match is None:
+        raise StoreError(f"keys are a kind and 40 hexadecimal digits, as score/0123…; received {key!r}")
+    return match[1], match[2]

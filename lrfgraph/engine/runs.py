@@ -15,10 +15,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from lrfgraph.engine.leases import Lease, Waiting, live
+from lrfgraph.engine.nodes import is_key
 from lrfgraph.engine.store import Store
 from lrfgraph.errors import StoreError
 
 __all__ = ["LiveRun", "RunRecord", "list_runs", "pin", "remove_run", "start_run"]
+
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,120}")
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ def _find(store: Store, name: str) -> RunRecord:
 
 
 def _check_name(name: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,120}", name):
+    if not NAME.fullmatch(name):
         raise StoreError(f"names of runs are letters, digits, '_', '-', '+' and '.', received {name!r}")
 
 
@@ -150,10 +154,11 @@ def _lease_path(store: Store, name: str) -> Path:
 def _read(store: Store, path: Path) -> RunRecord | None:
     try:
         content = json.loads(path.read_bytes())
-        record = RunRecord(
-            str(content["name"]), tuple(map(str, content["keys"])), content["pinned"] is True, float(content["created"])
-        )
+        keys = tuple(key for key in map(str, content["keys"]) if is_key(key))  # another could lead anywhere
+        record = RunRecord(path.stem, keys, content["pinned"] is True, float(content["created"]))
     except (OSError, ValueError, TypeError, KeyError):
+        return None
+    if not NAME.fullmatch(record.name):
         return None
     return replace(record, live=live(_lease_path(store, record.name), store.stale_after))
 

@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 
 from lrfgraph.engine import leases
 from lrfgraph.engine.entry import CorruptEntry, Entry
-from lrfgraph.engine.files import age, checksum, file_checksum, flush_one, flush_tree, members, tree_bytes, write
+from lrfgraph.engine.files import FULL, age, checksum, file_checksum, flush_one, flush_tree, members, tree_bytes, write
 from lrfgraph.engine.memory import BoundedCache, versions
-from lrfgraph.engine.nodes import Ref, Result
+from lrfgraph.engine.nodes import Ref, Result, is_key, parts_of
+from lrfgraph.engine.scratch import Scratch, ownerless
 from lrfgraph.engine.zarr_format import describe, encode
 from lrfgraph.errors import StoreError
 
@@ -37,7 +38,6 @@ FORMAT = 1
 SYNC_SECONDS = 0.5
 USED_EVERY = 3600.0
 LEFTOVER_AGE = 86400.0
-FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 _manifests = BoundedCache(32 << 20)
@@ -64,7 +64,7 @@ class Store:
         return Path(self._path(key))
 
     def _path(self, key: str) -> str:
-        kind, _, name = key.partition("/")
+        kind, name = parts_of(key)
         return f"{self._base}/{kind}/{name[:2]}/{name}"
 
     def has(self, key: str) -> bool:
@@ -132,16 +132,13 @@ class Store:
             raise CorruptEntry(key, f"{relative} is damaged (wrong checksum)")
         _verified.put(path, state, len(path) + 256)
 
-    def scratch(self, key: str) -> Path:
-        """Return a folder that outlives an interrupted attempt at this key; it goes when the entry is committed."""
-        folder = self.base / "scratch" / key.replace("/", "-")
-        with self.writing(key):
-            folder.mkdir(parents=True, exist_ok=True)
-        return folder
+    def scratch(self, key: str) -> Scratch:
+        """Return what one attempt at this key may keep for the next one, should it be interrupted."""
+        return Scratch(self.base / "scratch" / "-".join(parts_of(key)))
 
     def lease_path(self, key: str) -> Path:
         """Return the path of a key's lease; all leases lie in one folder, so that they are quickly listed."""
-        return self.base / "leases" / f"{key.replace('/', '-')}.lease"
+        return self.base / "leases" / f"{'-'.join(parts_of(key))}.lease"
 
     def commit(
         self,
@@ -185,18 +182,20 @@ class Store:
                 if seconds > SYNC_SECONDS:
                     flush_tree(temporary)
                 self._publish(temporary, key, seconds > SYNC_SECONDS)
-                shutil.rmtree(self.base / "scratch" / key.replace("/", "-"), ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return len(content) + int(str(manifest["bytes"]))
 
     def discard(self, key: str) -> None:
         """Remove an entry, whatever state it is in; raises StoreError if the cache cannot be written."""
+        place = self.folder(key)
+        if place.parent.resolve() != self.base.resolve().joinpath(*place.parent.parts[-2:]):
+            raise StoreError(f"cache {self.root}: {place.parent} leads out of it; remove the link")
         with self.writing(key):
             aside = self._temporary()
             try:
                 with contextlib.suppress(FileNotFoundError):
-                    self.folder(key).rename(aside / "entry")
+                    place.rename(aside / "entry")
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
 
@@ -229,10 +228,15 @@ class Store:
     def clean(self) -> None:
         """Remove what dead processes left half-written, and their leases; best effort."""
         for path in members(self.base / "tmp"):
-            host, pid, started, _ = [*path.name.split(".")[:3], "0", "0", "0"][:4]
-            dead = pid.isdigit() and started.isdigit() and leases.owner_is_dead(host, int(pid), int(started))
-            if dead or age(path) > LEFTOVER_AGE:
+            if leases.signed_by_dead(path.name) or age(path) > LEFTOVER_AGE:
                 shutil.rmtree(path, ignore_errors=True)
+        for home in members(self.base / "scratch"):
+            key = "/".join(home.name.rsplit("-", 1))
+            if is_key(key) and self.has(key):  # another attempt was quicker
+                for attempt in ownerless(home):
+                    shutil.rmtree(attempt, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    home.rmdir()
         for path in members(self.base / "leases"):
             leases.sweep(path)
 
@@ -243,19 +247,19 @@ class Store:
             yield
         except OSError as error:
             if error.errno in FULL:
-                raise StoreError(
-                    f"cache {self.root} is full ({error.strerror}) while writing {key}, which needs {need:,} bytes; "
-                    "free some space, or use --cache DIR"
-                ) from error
+                raise self.full(error.strerror or "no space", f"writing {key}, which needs {need:,} bytes") from error
             if error.errno in CLOSED:
                 raise StoreError(
                     f"cache {self.root} cannot be written ({error.strerror}), needed for {key}; use --cache DIR"
                 ) from error
             raise
 
+    def full(self, reason: str, doing: str) -> StoreError:
+        """Return the one line that says that there is no room, to be raised."""
+        return StoreError(f"cache {self.root} is full ({reason}) while {doing}; free some space, or use --cache DIR")
+
     def _temporary(self) -> Path:
-        host, pid, started = leases.owner()
-        path = self.base / "tmp" / f"{host}.{pid}.{started}.{next(_count)}"
+        path = self.base / "tmp" / f"{leases.signature()}.{next(_count)}"
         try:
             path.mkdir()
         except FileNotFoundError:

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any, Protocol
 
 from lrfgraph.engine.events import Event, Listener
+from lrfgraph.engine.files import out_of_space
 from lrfgraph.engine.leases import Lease, Waiting
 from lrfgraph.engine.nodes import Node, Ref, Result, Step, Task
+from lrfgraph.engine.scratch import Scratch
 from lrfgraph.engine.store import CorruptEntry, Store
+from lrfgraph.errors import StoreError
 
 __all__ = ["Context", "JobOutcome", "Local", "Work", "compute"]
 
@@ -109,6 +113,7 @@ def compute(works: Sequence[Work], step: Step, context: Context, *before: JobOut
     if context.stopped() or any(outcome.idle or outcome.lost or outcome.error for outcome in before):
         return JobOutcome(idle=True)
     leases: dict[str, Lease] = {}
+    scratches = {work.key: context.store.scratch(work.key) for work in works}
     events: list[Event] = []
     try:
         # sorted, so that two runs which want the same entries never wait for each other
@@ -122,8 +127,9 @@ def compute(works: Sequence[Work], step: Step, context: Context, *before: JobOut
                 continue
             leases[work.key] = lease
         mine = [work for work in works if work.key in leases]
-        for work, result, seconds in _results(mine, step, context):
+        for work, result, seconds in _results(mine, step, context, scratches):
             event = _commit(work, step, result, seconds, context.store)
+            scratches[work.key].remove()
             context.drops(leases.pop(work.key))
             events.append(event)
             context.emit(event)
@@ -133,8 +139,10 @@ def compute(works: Sequence[Work], step: Step, context: Context, *before: JobOut
         return JobOutcome(tuple(events), idle=True)
     except Exception as error:
         context.stop()
-        return JobOutcome(tuple(events), error=error)
+        return JobOutcome(tuple(events), error=_explained(error, works, scratches, context.store))
     finally:
+        for scratch in scratches.values():
+            scratch.give_up()
         for lease in leases.values():
             with suppress(OSError):
                 context.drops(lease)
@@ -162,10 +170,22 @@ def _lease(work: Work, context: Context) -> Lease | None:
         pause = min(POLL[1], pause * 1.5)
 
 
-def _results(works: Sequence[Work], step: Step, context: Context) -> Iterator[tuple[Work, Result, float]]:
+def _explained(error: Exception, works: Sequence[Work], scratches: Mapping[str, Scratch], store: Store) -> Exception:
+    """Return the error, or what it means if a step ran out of space in the folder it was given."""
+    reason = out_of_space(error)
+    if reason and not isinstance(error, StoreError) and any(scratch.path for scratch in scratches.values()):
+        explained = store.full(reason, f"computing {works[0].node.name}")
+        explained.__cause__ = error
+        return explained
+    return error
+
+
+def _results(
+    works: Sequence[Work], step: Step, context: Context, scratches: Mapping[str, Scratch]
+) -> Iterator[tuple[Work, Result, float]]:
     if not works:
         return
-    tasks = [_task(work, context) for work in works]
+    tasks = [_task(work, context, scratches[work.key]) for work in works]
     for work in works:
         context.emit(Event("started", work.node.name, work.node.step))
     started = time.monotonic()
@@ -202,12 +222,15 @@ def _commit(work: Work, step: Step, result: Result, seconds: float, store: Store
     return Event("finished", work.node.name, work.node.step, seconds, size)
 
 
-def _task(work: Work, context: Context) -> Task:
+def _task(work: Work, context: Context, scratch: Scratch) -> Task:
     node, store = work.node, context.store
 
     def progress(done: int, total: int, message: str) -> None:
         context.emit(Event("progress", node.name, node.step, done=done, total=total, message=message))
 
-    scratch: Callable[[], Any] = lambda: store.scratch(work.key)  # noqa: E731
+    def opened() -> Path:
+        with store.writing(work.key):
+            return scratch.open()
+
     inputs = {name: store.open(ref) for name, ref in work.inputs.items()}
-    return Task(node.name, node.params, inputs, node.locators, scratch, progress)
+    return Task(node.name, node.params, inputs, node.locators, opened, progress)

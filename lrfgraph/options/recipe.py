@@ -244,7 +244,6 @@ class RunOptions(Section):
     )
     threads: int = option(2, INTEGER, "Threads per process", low=1)
     max_memory: int | None = option(None, BYTES, "Memory that live activations may take", optional=True, low=1)
-    max_cache: int | None = option(None, BYTES, "Size that the cache may grow to", optional=True, low=1)
     until: str | None = option(None, TEXT, "Kind of node to stop after", optional=True, flag="--until")
 
 

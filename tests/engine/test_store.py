@@ -201,16 +201,6 @@ def test_a_full_or_closed_disk_is_one_line(
     assert everything(store.root) == []
 
 
-def test_scratch_outlives_everything_but_the_commit(store: Store) -> None:
-    folder = store.scratch(KEY)
-    (folder / "checkpoint").write_text("epoch 3")
-    assert (store.scratch(KEY) / "checkpoint").read_text() == "epoch 3"
-    store.clean()
-    store.commit(KEY, Result(files={"last": folder / "checkpoint"}))
-    assert not folder.exists()
-    assert store.open(KEY).file("last").read_text() == "epoch 3"
-
-
 def test_leftovers_of_dead_and_old_processes_go_others_stay(store: Store) -> None:
     from lrfgraph.engine.leases import owner
 
