@@ -16,6 +16,7 @@ from lrfgraph.api import Compression, run_name
 from lrfgraph.errors import OutputError
 from lrfgraph.layers.pieces import layer_cost
 from lrfgraph.methods.base import parse_rank
+from lrfgraph.network.exporting import FORMATS
 from lrfgraph.network.heads import HEADS
 from lrfgraph.run.state import kept_reason
 from lrfgraph.selection.configuration import write_configuration
@@ -74,8 +75,9 @@ def _stage(
 def _file_bytes(compression: Compression, stage: str, model: Path, exported: Mapping[str, Any]) -> int:
     """Size of the written file in the original's format; of a stage on the way, of its entry in the cache."""
     if stage == compression.final:
-        name = "compressed.h5" if model.suffix in (".h5", ".hdf5") else "compressed.keras"
-        return int(exported["file_bytes"][name])
+        sizes = exported["file_bytes"]
+        suffix = ".h5" if model.suffix == ".hdf5" else model.suffix
+        return int(next((sizes[name] for name in sizes if name.endswith(suffix)), next(iter(sizes.values()))))
     return compression.driver.store.open(compression.models[stage]).file("model.keras").stat().st_size
 
 
@@ -144,12 +146,12 @@ def write(compression: Compression, folder: Path, summary: Mapping[str, Any]) ->
             partial = folder / f".{name}.partial"
             partial.write_text(text, encoding="utf-8")
             os.replace(partial, folder / name)
-        stale = () if compression.exported else ("compressed.keras", "compressed.h5")
+        stale = () if compression.exported else FORMATS
         for name in stale:  # of an earlier run: the summary beside them would speak of another model
             (folder / name).unlink(missing_ok=True)
         if compression.exported:
             entry = compression.driver.store.open(compression.exported)
-            for name in ("compressed.keras", "compressed.h5"):
+            for name in entry.data["file_bytes"]:
                 partial = folder / f".{name}.partial"
                 shutil.copyfile(entry.file(name), partial)
                 os.replace(partial, folder / name)

@@ -357,7 +357,7 @@ def read_ahead(driver: Driver, compression: Compression) -> None:
         for ref in compression.models.values():
             driver.store.open(ref).file("model.keras")
         entry = driver.store.open(compression.exported)
-        for name in ("compressed.keras", "compressed.h5"):
+        for name in entry.data["file_bytes"]:
             entry.file(name)
 
 

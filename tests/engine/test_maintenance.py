@@ -173,6 +173,3 @@ def test_a_pin_and_what_it_keeps_survive_the_next_run(store: Store) -> None:
     start_run(store, "run", [A[2]]).close()
     assert [(run.keys, run.pinned) for run in list_runs(store)] == [((A[1], A[2]), True)]
     pin(store, "run", False)
-
-
-from lrfgraph.engine.nodes import digest

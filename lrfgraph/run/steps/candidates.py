@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from lrfgraph.engine.memory import BoundedCache, array_bytes
-from lrfgraph.engine.nodes import Input, Result, Task, digest
+from lrfgraph.engine.nodes import Input, Result, Step, Task, digest
 from lrfgraph.layers.pieces import compose, cost
 from lrfgraph.layers.spec import Array, LayerSpec
 from lrfgraph.methods import METHODS
 from lrfgraph.methods.base import parse_rank, write_rank
 from lrfgraph.run.steps.common import layer_of
 
-__all__ = ["decompose", "enumerate_names", "factorize", "factors_of", "noise", "ranks", "score"]
+__all__ = ["STEPS", "decompose", "enumerate_names", "factorize", "factors_of", "noise", "ranks", "score"]
 
 REFERENCES = BoundedCache(1 << 30, keep_last=True)
 
@@ -194,3 +194,12 @@ def _reference(task: Task, layer: LayerSpec) -> _LayerReference:
     inputs = (task.inputs["weights"].identity, record.identity if record else "")
     key = (*inputs, digest(dict(task.params["layer"])), task.params["tap"], task.params["tail"])
     return REFERENCES.get_or_make(key, lambda: _LayerReference(task, layer), array_bytes)
+
+
+STEPS = (
+    Step("decompose", 1, decompose),
+    Step("ranks", 2, ranks, decides=True),
+    Step("noise", 1, noise),
+    Step("factorize", 1, factorize),
+    Step("score", 1, score),
+)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from lrfgraph.engine.nodes import Ref, Result, Task, digest
+from lrfgraph.engine.nodes import Ref, Result, Step, Task, digest
 from lrfgraph.errors import ConfigurationError
 from lrfgraph.options.recipe import SelectOptions
 from lrfgraph.selection.policies import POLICIES
 from lrfgraph.selection.problem import Candidate, CandidateId, Decision, LayerChoices, Problem
 from lrfgraph.selection.sensitivity import calibrated
 
-__all__ = ["decision_of", "problem_of", "select", "select_inputs"]
+__all__ = ["STEPS", "decision_of", "problem_of", "select", "select_inputs"]
 
 
 def select(task: Task) -> Result:
@@ -74,3 +74,6 @@ def _by_layer(candidates: Iterable[Candidate]) -> dict[str, list[Candidate]]:
     for candidate in candidates:
         layers.setdefault(candidate.layer, []).append(candidate)
     return layers
+
+
+STEPS = (Step("select", 3, select, decides=True),)

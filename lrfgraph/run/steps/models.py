@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lrfgraph.engine.memory import BoundedCache
-from lrfgraph.engine.nodes import Input, Result, Task
+from lrfgraph.engine.nodes import Input, Result, Step, Task
 from lrfgraph.layers.pieces import Piece, whole
 from lrfgraph.layers.spec import Array, LayerSpec
 from lrfgraph.methods import METHODS
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lrfgraph.network.repair.fit import Refit
     from lrfgraph.network.repair.streams import Streams, Substitute
 
-__all__ = ["evaluate", "export", "finetune", "rebuild", "repair"]
+__all__ = ["STEPS", "evaluate", "export", "finetune", "rebuild", "repair"]
 
 STREAMS = BoundedCache(0, keep_last=True)
 """The last streams, whatever their size: without them each layer's repair would begin at the first layer."""
@@ -161,9 +161,9 @@ def export(task: Task) -> Result:
     model = task.inputs["model"]
     folder = task.scratch()
     network = network_of(model)
-    save(network, folder)
+    paths = save(network, folder)
     counted = verify_files(network, folder, model.data["trust"], image_shape=model.data["image_shape"])
-    files = {name: folder / name for name in ("compressed.keras", "compressed.h5")}
+    files = {path.name: path for path in paths}
     return Result({**counted, "file_bytes": {name: path.stat().st_size for name, path in files.items()}}, files=files)
 
 
@@ -181,3 +181,12 @@ def evaluate(task: Task) -> Result:
         measured |= compare(outputs, original.array("outputs"), targets, head)
     small = outputs.size <= MOST_OUTPUTS
     return Result(measured, {"outputs": outputs.astype(np.float32)} if small else {})
+
+
+STEPS = (
+    Step("rebuild", 3, rebuild),
+    Step("repair", 2, repair),
+    Step("finetune", 3, finetune),
+    Step("export", 1, export),
+    Step("evaluate", 2, evaluate),
+)

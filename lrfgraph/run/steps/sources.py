@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from lrfgraph.engine.memory import BoundedCache, array_bytes
-from lrfgraph.engine.nodes import Input, Result, Task, digest
+from lrfgraph.engine.nodes import Input, Result, Step, Task, digest
 from lrfgraph.images import preprocessing as images
 from lrfgraph.images import sources
 from lrfgraph.images import splits as splitting
 from lrfgraph.options.recipe import DataOptions
 from lrfgraph.run.steps.common import network_of, save_model
 
-__all__ = ["data", "describe", "images_of", "try_preprocessings"]
+__all__ = ["STEPS", "data", "describe", "images_of", "try_preprocessings"]
 
 IMAGES = BoundedCache(1 << 30, keep_last=True)
 PARTS = ("calibration", "repair", "validation", "train", "test")
@@ -141,3 +141,9 @@ def try_preprocessings(model: Input, entry: Input, locators: Mapping[str, Any]) 
         if each is not None:
             measured[name] = float(each.mean())
     return dict(sorted(measured.items(), key=lambda item: -item[1]))
+
+
+STEPS = (
+    Step("describe", 4, describe, decides=True),
+    Step("data", 2, data, decides=True),
+)
