@@ -285,7 +285,7 @@ def _at_chance(walk: Walk, outcome: Outcome, measured: Mapping[str, Any], chance
 
     network = outcome.network
     assert network.data is not None
-    tried = try_preprocessings(walk.store.open(network.model), walk.store.open(network.data), network.locators)
+    tried = try_preprocessings(walk.store.open(network.model), walk.store.open(network.data), network.locators_with())
     said = ", ".join(f"{name}: {accuracy:.1%}" for name, accuracy in tried.items())
     return (
         f"the model is at chance level on the validation images ({measured['accuracy']:.1%}, always answering one "

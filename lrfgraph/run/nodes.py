@@ -68,6 +68,14 @@ class Network:
     images: Mapping[str, str] = field(default_factory=dict)
     locators: Mapping[str, Any] = field(default_factory=dict)
 
+    def locators_with(self, **more: Any) -> dict[str, Any]:
+        """Return the locators of a node that opens a model: where the images are, and what the recipe trusts.
+
+        Trust never comes from what the cache says: whoever can write there could have code run.
+        """
+        options = self.recipe.model
+        return {**self.locators, "trust": {"custom": list(options.custom), "unsafe": options.unsafe}, **more}
+
     def weights(self, index: int) -> Ref:
         """One layer's kernel, bias and folded BatchNorm: identified by their bytes, not by the model they sit in."""
         return Ref(self.layers[index].identity, self.model.key, f"layers/{index}")
@@ -166,7 +174,7 @@ def record_nodes(network: Network) -> list[Node]:
             "record",
             {"options": options, "layer": geometry(layer)},
             {"model": Ref(layer.upstream, network.model.key), "data": network.split("calibration")},
-            {**network.locators, "layer": layer.name},
+            network.locators_with(layer=layer.name),
         )
         for _, layer in network.factorizable()
     ]
@@ -183,7 +191,7 @@ def curvature_nodes(network: Network) -> list[Node]:
             "curvature",
             {**params, "layer": index},
             {"model": Ref(network.digest, network.model.key), "data": network.split("calibration")},
-            {**network.locators, "layer": layer.name},
+            network.locators_with(layer=layer.name),
         )
         for index, layer in network.factorizable()
     ]
@@ -279,7 +287,7 @@ def probe_nodes(
             "prepared": refs[f"{layer}/{method}/decompose"],
         }
         params |= {"layer": index[layer], "images": PROBE_IMAGES}
-        locators = {**network.locators, "layer": layer}
+        locators = network.locators_with(layer=layer)
         nodes[f"{layer}|probe|{method}/{rank}"] = Node(
             f"{layer}/{method}/{rank}/probe", "probe", params, inputs, locators
         )
@@ -336,7 +344,7 @@ def rebuild_nodes(
         inputs |= {f"{index}/factors": own, f"{index}/prepared": prepared}
     # Digests do not know what layers are called, the rebuilt model must: the layers it keeps keep their names.
     made = {"choices": written, "names": digest([layer.name for layer in network.layers])}
-    nodes = [Node("rebuild", "rebuild", made, inputs)]
+    nodes = [Node("rebuild", "rebuild", made, inputs, network.locators_with())]
     if not repairs(network) or not choices:
         return nodes
     options = asdict(network.recipe.repair)
@@ -353,13 +361,15 @@ def rebuild_nodes(
             before |= dict(zip(("own/factors", "own/prepared"), factors_of[layer], strict=True))
         if f"{layer}/curvature" in refs:
             before["curvature"] = refs[f"{layer}/curvature"]
-        locators = {**network.locators, "last": index == len(refitted) - 1, "max_memory": network.recipe.run.max_memory}
+        last = index == len(refitted) - 1
+        locators = network.locators_with(last=last, max_memory=network.recipe.run.max_memory)
         names.append(f"{layer}/repair")
         nodes.append(Node(names[-1], "repair", {**params, "previous": refitted[:index]}, before, locators))
     if final_only:
         nodes = nodes[1:]
     repaired: dict[str, str | Ref] = {f"{i}/repair": name for i, name in enumerate(names)}
-    nodes.append(Node("repaired/rebuild", "rebuild", {**made, "choices": refitted}, {"model": model, **repaired}))
+    whole = {**made, "choices": refitted}
+    nodes.append(Node("repaired/rebuild", "rebuild", whole, {"model": model, **repaired}, network.locators_with()))
     return nodes
 
 
@@ -399,7 +409,7 @@ def finish_nodes(network: Network, model: Ref) -> list[Node]:
     if finetunes(network):
         nodes.append(_finetune(network, model))
         last = nodes[-1].name
-    return [*nodes, Node("export", "export", {}, {"model": last})]
+    return [*nodes, Node("export", "export", {}, {"model": last}, network.locators_with())]
 
 
 def finetunes(network: Network) -> bool:
@@ -413,7 +423,7 @@ def _finetune(network: Network, student: Ref) -> Node:
         "data": network.split("train", "validation"),
     }
     params = {"options": asdict(network.recipe.finetune), "task": network.task, "output": network.output}
-    return Node("finetune", "finetune", params, inputs, dict(network.locators))
+    return Node("finetune", "finetune", params, inputs, network.locators_with())
 
 
 def evaluate_node(network: Network, name: str, model: str | Ref, part: str, original: str | Ref | None = None) -> Node:
@@ -422,7 +432,7 @@ def evaluate_node(network: Network, name: str, model: str | Ref, part: str, orig
     if original is not None:
         inputs["original"] = original
     params = {"part": part, "task": network.task, "output": network.output}
-    return Node(f"{name}/{part}/evaluate", "evaluate", params, inputs, dict(network.locators))
+    return Node(f"{name}/{part}/evaluate", "evaluate", params, inputs, network.locators_with())
 
 
 # Names that other rooms' tables own ---------------------------------------------------------------------------------

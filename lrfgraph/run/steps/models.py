@@ -46,7 +46,7 @@ def rebuild(task: Task) -> Result:
             chains[name] = Chain(method, pieces, weights, bias)
         else:
             kept[name] = weights[0], bias
-    rebuilt = rebuild(network_of(model), chains)
+    rebuilt = rebuild(network_of(model, task.locators["trust"]), chains)
     for path, (kernel, bias) in kept.items():
         assign(rebuilt, path, native(layers[path].family, kernel), bias)
     for path, bias in shifts.items():
@@ -60,8 +60,8 @@ def pieces_of(layer: LayerSpec, method: str, rank: str) -> tuple[Piece, ...]:
 
 
 def _carried(model: Input) -> dict[str, Any]:
-    """What every later reader of a model must know: what may be opened, and the images' size where any is taken."""
-    return {name: model.data[name] for name in ("trust", "image_shape")}
+    """What every later reader of a model must know: the images' size, where it takes any."""
+    return {"image_shape": model.data["image_shape"]}
 
 
 def _factors_inputs(task: Task, prefix: str) -> tuple[Input, Input]:
@@ -87,7 +87,9 @@ def repair(task: Task) -> Result:
     walk = WALKS.take(key)
     if walk is None or not walk.can_go_on(before, name):
         images, _ = images_of(task.inputs["data"], task.locators, "repair")
-        walk = Walk(fresh_network_of(model), images[:], task.locators.get("max_memory"), task.scratch)
+        walk = Walk(
+            fresh_network_of(model, task.locators["trust"]), images[:], task.locators.get("max_memory"), task.scratch
+        )
         for choice in task.params["previous"]:
             earlier, its_method, its_rank = choice
             walk.know(replaced(earlier, its_method, its_rank, before[earlier].weights), before[earlier])
@@ -121,8 +123,8 @@ def finetune(task: Task) -> Result:
     x, y = images_of(data, task.locators, "train")
     x_val, y_val = images_of(data, task.locators, "validation")
     tuned, history = finetune(
-        fresh_network_of(student),
-        network_of(task.inputs["teacher"]),
+        fresh_network_of(student, task.locators["trust"]),
+        network_of(task.inputs["teacher"], task.locators["trust"]),
         x,
         y,
         x_val,
@@ -141,9 +143,10 @@ def export(task: Task) -> Result:
 
     model = task.inputs["model"]
     folder = task.scratch()
-    network = network_of(model)
+    trust = task.locators["trust"]
+    network = network_of(model, trust)
     save(network, folder)
-    counted = verify_files(network, folder, model.data["trust"], image_shape=model.data["image_shape"])
+    counted = verify_files(network, folder, trust, image_shape=model.data["image_shape"])
     files = {name: folder / name for name in ("compressed.keras", "compressed.h5")}
     return Result({**counted, "file_bytes": {name: path.stat().st_size for name, path in files.items()}}, files=files)
 
@@ -152,7 +155,7 @@ def evaluate(task: Task) -> Result:
     from lrfgraph.network.evaluating import compare, measure, predict
 
     x, y = images_of(task.inputs["data"], task.locators, task.params["part"])
-    outputs = predict(network_of(task.inputs["model"]), x)
+    outputs = predict(network_of(task.inputs["model"], task.locators["trust"]), x)
     measured: dict[str, Any] = measure(outputs, x if y is None else y, task.params["task"])
     original = task.inputs.get("original")
     if original is not None and "outputs" in original.names():

@@ -20,7 +20,9 @@ def record_together(tasks: list[Task]) -> list[Result]:
     images, _ = images_of(first.inputs["data"], first.locators, "calibration")
     options = first.params["options"]
     layers = [_namedlayer_of(task) for task in tasks]
-    recordings = record(network_of(first.inputs["model"]), layers, images, **options, progress=first.progress)
+    recordings = record(
+        network_of(first.inputs["model"], first.locators["trust"]), layers, images, **options, progress=first.progress
+    )
     return [
         Result(
             {"count": r.count, "images": len(images)},
@@ -39,7 +41,7 @@ def curvature_together(tasks: list[Task]) -> list[Result]:
     model = first.inputs["model"]
     layers = [_namedlayer_of(task) for task in tasks]
     found = curvature(
-        network_of(model),
+        network_of(model, first.locators["trust"]),
         layers,
         images,
         model.data["structure"]["output"],
@@ -61,7 +63,7 @@ def probe_together(tasks: list[Task]) -> list[Result]:
         weights = factors_of(layer, method, rank, task.inputs["factors"], task.inputs["prepared"])
         probes.append(Probe(layer, METHODS[method].pieces(layer, parse_rank(rank)), weights))
     found = probe(
-        fresh_network_of(model),  # its kernels are exchanged
+        fresh_network_of(model, first.locators["trust"]),  # its kernels are exchanged
         probes,
         images[: first.params["images"]],
         model.data["structure"]["output"],

@@ -30,7 +30,6 @@ def describe(task: Task) -> Result:
     data = {
         "layers": [layer.to_json() for layer in description.layers],
         "structure": description.structure,
-        "trust": trust,
         "image_shape": size,
         "parameters": int(model.count_params()),
         "macs": sum(layer.macs for layer in description.layers),
@@ -127,7 +126,9 @@ def try_preprocessings(model: Input, entry: Input, locators: Mapping[str, Any]) 
     raw = dataset.x(part.source)[part.indices]
     found = {
         name: float(
-            measure(predict(network_of(model), data.prepare(raw, other, shape, base)), y, said["task"])["accuracy"]
+            measure(
+                predict(network_of(model, locators["trust"]), data.prepare(raw, other, shape, base)), y, said["task"]
+            )["accuracy"]
         )
         for name, other in data.guesses(raw, options).items()
     }
