@@ -111,7 +111,7 @@ def record_nodes(network: Network) -> dict[str, Node]:
     nodes = {}
     for layer in network.factorizable():
         inputs: Inputs = {"model": Ref(layer.upstream, network.model.key), "data": images}
-        locators = {**network.locators, "layer": layer.name}
+        locators = network.locators_with(layer=layer.name)
         params = {"options": options, "layer": geometry(layer)}
         nodes[layer.name] = Node(f"{layer.name}/record", "record", params, inputs, locators)
     return nodes
@@ -126,7 +126,7 @@ def curvature_nodes(network: Network) -> dict[str, Node]:
     params = {"images": CURVATURE_IMAGES, "seed": network.recipe.record.seed, **network.meaning}
     nodes = {}
     for layer in network.factorizable():
-        own, locators = {**params, "layer": network.layers.index(layer)}, {**network.locators, "layer": layer.name}
+        own, locators = {**params, "layer": network.layers.index(layer)}, network.locators_with(layer=layer.name)
         nodes[layer.name] = Node(f"{layer.name}/curvature", "curvature", own, inputs, locators)
     return nodes
 
@@ -218,7 +218,7 @@ def probe_nodes(
         params |= {"layer": index[candidate.layer], "images": PROBE_IMAGES, **network.meaning}
         inputs: Inputs = {"model": network.original, "data": network.split("calibration")}
         inputs |= dict(zip(("factors", "prepared"), exploration.weights(candidate), strict=True))
-        locators = {**network.locators, "layer": candidate.layer}
+        locators = network.locators_with(layer=candidate.layer)
         nodes[candidate] = Node(f"{candidate}/probe", "probe", params, inputs, locators)
     return nodes
 
@@ -262,13 +262,15 @@ def rebuild_nodes(
         inputs |= {f"{index}/factors": factors, f"{index}/prepared": prepared}
     # Digests do not know what layers are called, the rebuilt model must: the layers it keeps keep their names.
     names = digest([layer.name for layer in network.layers])
-    rebuilt = Node("rebuild", "rebuild", {"choices": [list(c) for c in order], "names": names}, inputs)
+    params = {"choices": [list(c) for c in order], "names": names}
+    rebuilt = Node("rebuild", "rebuild", params, inputs, network.locators_with())
     if not network.repairs or not order:
         return [rebuilt]
     refits = _refits(network, chosen)
     nodes = _repair_nodes(network, refits, exploration)
     inputs = {"model": network.original} | {f"{i}/repair": node.name for i, node in enumerate(nodes)}
-    repaired = Node("repaired/rebuild", "rebuild", {"choices": [list(c) for c in refits], "names": names}, inputs)
+    params = {**params, "choices": [list(c) for c in refits]}
+    repaired = Node("repaired/rebuild", "rebuild", params, inputs, network.locators_with())
     return [*([] if repaired_only else [rebuilt]), *nodes, repaired]
 
 
@@ -285,7 +287,8 @@ def _repair_nodes(network: Network, refits: Sequence[CandidateId], exploration: 
             inputs |= dict(zip(("own/factors", "own/prepared"), exploration.weights(candidate), strict=True))
         if candidate.layer in exploration.curvatures:
             inputs["curvature"] = exploration.curvatures[candidate.layer]
-        locators = {**network.locators, "last": index == len(refits) - 1, "max_memory": network.recipe.run.max_memory}
+        last, max_memory = index == len(refits) - 1, network.recipe.run.max_memory
+        locators = network.locators_with(last=last, max_memory=max_memory)
         nodes.append(Node(f"{candidate.layer}/repair", "repair", params, inputs, locators))
     return nodes
 
@@ -309,11 +312,15 @@ def _refits(network: Network, chosen: Mapping[str, CandidateId]) -> list[Candida
 def finish_nodes(network: Network, model: Ref) -> list[Node]:
     """Fine-tune a rebuilt model once, and write it out."""
     if not network.finetunes:
-        return [Node("export", "export", {}, {"model": model})]
+        return [_export_node(network, model)]
     inputs: Inputs = {"student": model, "teacher": network.original, "data": network.split("train", "validation")}
     params = {"options": asdict(network.recipe.finetune), **network.meaning}
-    finetune = Node("finetune", "finetune", params, inputs, dict(network.locators))
-    return [finetune, Node("export", "export", {}, {"model": finetune.name})]
+    finetune = Node("finetune", "finetune", params, inputs, network.locators_with())
+    return [finetune, _export_node(network, finetune.name)]
+
+
+def _export_node(network: Network, model: str | Ref) -> Node:
+    return Node("export", "export", {}, {"model": model}, network.locators_with())
 
 
 def evaluate_node(network: Network, name: str, model: str | Ref, part: str, original: str | Ref | None = None) -> Node:
@@ -322,4 +329,4 @@ def evaluate_node(network: Network, name: str, model: str | Ref, part: str, orig
     if original is not None:
         inputs["original"] = original
     params = {"part": part, **network.meaning}
-    return Node(f"{name}/{part}/evaluate", "evaluate", params, inputs, dict(network.locators))
+    return Node(f"{name}/{part}/evaluate", "evaluate", params, inputs, network.locators_with())

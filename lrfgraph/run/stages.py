@@ -208,7 +208,9 @@ def _at_chance(driver: Driver, network: Network, accuracy: float, chance: float)
     from lrfgraph.run.steps.sources import try_preprocessings
 
     assert network.data is not None
-    tried = try_preprocessings(driver.store.open(network.model), driver.store.open(network.data), network.locators)
+    tried = try_preprocessings(
+        driver.store.open(network.model), driver.store.open(network.data), network.locators_with()
+    )
     accuracies = ", ".join(f"{name}: {value:.1%}" for name, value in tried.items())
     return (
         f"the model is at chance level on the validation images ({accuracy:.1%}, always answering one class gives "

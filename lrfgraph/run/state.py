@@ -45,6 +45,14 @@ class Network:
         """The model itself, known by what it computes."""
         return Ref(self.digest, self.model.key)
 
+    def locators_with(self, **more: Any) -> dict[str, Any]:
+        """Return the locators of a node that opens a model: where the images are, and what the recipe trusts.
+
+        Trust never comes from what the cache says: whoever can write there could have code run.
+        """
+        options = self.recipe.model
+        return {**self.locators, "trust": {"custom": list(options.custom), "unsafe": options.unsafe}, **more}
+
     @property
     def meaning(self) -> dict[str, str]:
         """What a step must know of the output to tell how far two of them are apart."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lrfgraph.engine.memory import BoundedCache
-from lrfgraph.engine.nodes import Input, Task
+from lrfgraph.engine.nodes import Input, Task, digest
 from lrfgraph.layers.spec import LayerSpec
 
 __all__ = ["fresh_network_of", "geometry", "layer_of", "layers_of", "named_layer", "network_of", "save_model"]
@@ -50,27 +50,24 @@ def layers_of(model: Input) -> dict[str, LayerSpec]:
     return {layer["name"]: LayerSpec.from_json(layer) for layer in model.data["layers"]}
 
 
-def network_of(entry: Input) -> Any:
-    """Return the Keras model of an entry that holds one, loaded once per process."""
-    from lrfgraph.network.opening.loading import load_model
+def network_of(entry: Input, trust: Mapping[str, Any]) -> Any:
+    """Return the Keras model of an entry that holds one, loaded once per process.
 
-    def load() -> Any:
-        trust = entry.data.get("trust", {})
-        return load_model(entry.file("model.keras"), custom=trust.get("custom", ()), unsafe=trust.get("unsafe", False))
-
+    trust : what the recipe allows it to bring, ``custom`` and ``unsafe``, from the node's locators.
+    """
     with MODEL_LOCK:
-        return MODELS.get_or_make(str(entry.file("model.keras")), load, _model_bytes)
+        at = str(entry.file("model.keras")), digest(dict(trust))
+        return MODELS.get_or_make(at, lambda: fresh_network_of(entry, trust), _model_bytes)
 
 
 def _model_bytes(model: Any) -> int:
     return 4 * int(model.count_params()) + VARIABLE_BYTES * len(model.variables)
 
 
-def fresh_network_of(entry: Input) -> Any:
+def fresh_network_of(entry: Input, trust: Mapping[str, Any]) -> Any:
     """Load a model that is about to be changed, apart from the copy that others share."""
     from lrfgraph.network.opening.loading import load_model
 
-    trust = entry.data["trust"]
     return load_model(entry.file("model.keras"), custom=trust["custom"], unsafe=trust["unsafe"])
 
 

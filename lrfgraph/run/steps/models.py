@@ -53,7 +53,7 @@ def rebuild(task: Task) -> Result:
             chains[layer.name] = Chain(candidate.method, _pieces(layer, candidate), weights, bias)
         else:
             refits[layer.name] = weights[0], bias
-    rebuilt = rebuild(network_of(model), chains)
+    rebuilt = rebuild(network_of(model, task.locators["trust"]), chains)
     for path, (kernel, bias) in refits.items():
         assign_weights(rebuilt, path, layers[path].family.order.native(kernel), bias)
     for path, bias in shifts.items():
@@ -72,8 +72,8 @@ def _pieces(layer: LayerSpec, candidate: CandidateId) -> tuple[Piece, ...]:
 
 
 def _inherited(model: Input) -> dict[str, Any]:
-    """What every later reader of a model must know: what may be opened, and the images' size where any is taken."""
-    return {name: model.data[name] for name in ("trust", "image_shape")}
+    """What every later reader of a model must know: the images' size, where it takes any."""
+    return {"image_shape": model.data["image_shape"]}
 
 
 def _factors_inputs(task: Task, prefix: str) -> tuple[Input, Input]:
@@ -112,7 +112,8 @@ def _streams(task: Task, last: Streams | None) -> Streams:
         return last
     model = task.inputs["model"]
     images, _ = images_of(task.inputs["data"], task.locators, "repair")
-    streams = Streams(fresh_network_of(model), images[:], task.locators.get("max_memory"), task.scratch)
+    network = fresh_network_of(model, task.locators["trust"])
+    streams = Streams(network, images[:], task.locators.get("max_memory"), task.scratch)
     layers = layers_of(model)
     for candidate in previous:
         refit = refits[candidate.layer]
@@ -142,8 +143,8 @@ def finetune(task: Task) -> Result:
     data, student, teacher = (task.inputs[name] for name in ("data", "student", "teacher"))
     training, validation = (Split(*images_of(data, task.locators, part)) for part in ("train", "validation"))
     tuned, history = finetune(
-        fresh_network_of(student),
-        network_of(teacher),
+        fresh_network_of(student, task.locators["trust"]),
+        network_of(teacher, task.locators["trust"]),
         training,
         validation,
         task.params["options"],
@@ -160,9 +161,10 @@ def export(task: Task) -> Result:
 
     model = task.inputs["model"]
     folder = task.scratch()
-    network = network_of(model)
+    trust = task.locators["trust"]
+    network = network_of(model, trust)
     paths = save(network, folder)
-    counted = verify_files(network, folder, model.data["trust"], image_shape=model.data["image_shape"])
+    counted = verify_files(network, folder, trust, image_shape=model.data["image_shape"])
     files = {path.name: path for path in paths}
     return Result({**counted, "file_bytes": {name: path.stat().st_size for name, path in files.items()}}, files=files)
 
@@ -173,7 +175,7 @@ def evaluate(task: Task) -> Result:
 
     head = head_of(task.params["head"], task.params["activation"])
     images, labels = images_of(task.inputs["data"], task.locators, task.params["part"])
-    outputs = predict(network_of(task.inputs["model"]), images)
+    outputs = predict(network_of(task.inputs["model"], task.locators["trust"]), images)
     targets = own_targets(head, images, labels, outputs.shape[1:])
     measured: dict[str, Any] = measure(outputs, targets, head)
     original = task.inputs.get("original")

@@ -16,7 +16,8 @@ def record_together(tasks: list[Task]) -> list[Result]:
     images, _ = images_of(first.inputs["data"], first.locators, "calibration")
     options = first.params["options"]
     layers = [named_layer(task) for task in tasks]
-    recordings = record(network_of(first.inputs["model"]), layers, images, **options, progress=first.progress)
+    network = network_of(first.inputs["model"], first.locators["trust"])
+    recordings = record(network, layers, images, **options, progress=first.progress)
     return [
         Result(
             {"count": r.count, "images": len(images)},
@@ -33,10 +34,9 @@ def curvature_together(tasks: list[Task]) -> list[Result]:
     first = tasks[0]
     images, _ = images_of(first.inputs["data"], first.locators, "calibration")
     images = images[: first.params["images"]]
-    model = first.inputs["model"]
     layers = [named_layer(task) for task in tasks]
     curvatures = curvature(
-        network_of(model),
+        network_of(first.inputs["model"], first.locators["trust"]),
         layers,
         images,
         head_of(first.params["head"], first.params["activation"]),

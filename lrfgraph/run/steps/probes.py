@@ -18,14 +18,13 @@ def probe_together(tasks: list[Task]) -> list[Result]:
 
     first = tasks[0]
     images, _ = images_of(first.inputs["data"], first.locators, "calibration")
-    model = first.inputs["model"]
     probes = []
     for task in tasks:
         layer, method, rank = named_layer(task), task.params["method"], task.params["rank"]
         weights = factors_of(layer, method, rank, task.inputs["factors"], task.inputs["prepared"])
         probes.append(Probe(layer, METHODS[method].pieces(layer, parse_rank(rank)), weights))
     distances = probe(
-        fresh_network_of(model),  # its kernels are exchanged
+        fresh_network_of(first.inputs["model"], first.locators["trust"]),  # its kernels are exchanged
         probes,
         images[: first.params["images"]],
         head_of(first.params["head"], first.params["activation"]),

@@ -33,7 +33,6 @@ def describe(task: Task) -> Result:
     data = {
         "layers": [layer.to_json() for layer in description.layers],
         "structure": description.structure,
-        "trust": trust,
         "image_shape": size,
         "parameters": int(model.count_params()),
         "macs": sum(layer.macs for layer in description.layers),
@@ -136,7 +135,7 @@ def try_preprocessings(model: Input, entry: Input, locators: Mapping[str, Any]) 
     raw = dataset.x(part.source)[part.indices]
     measured = {}
     for name, other in images.guesses(raw, options).items():
-        outputs = predict(network_of(model), images.prepare(raw, other, shape, base))
+        outputs = predict(network_of(model, locators["trust"]), images.prepare(raw, other, shape, base))
         each = pseudo_values(next(iter(head.measures)), outputs, targets, head)
         if each is not None:
             measured[name] = float(each.mean())
