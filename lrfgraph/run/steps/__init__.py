@@ -14,7 +14,7 @@ __all__ = ["STEPS"]
 STEPS: dict[str, Step] = {
     step.name: step
     for step in (
-        Step("describe", 3, sources.describe, decides=True),
+        Step("describe", 4, sources.describe, decides=True),
         Step("data", 1, sources.data, decides=True),
         Step("record", 1, passes.record, passes.record_together),
         Step("curvature", 3, passes.curvature, passes.curvature_together),
