@@ -1,12 +1,14 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from lrfgraph.cli import main
+from lrfgraph.engine.memory import forget
 
 DATA = Path(__file__).parent / "data"
 
@@ -21,6 +23,34 @@ class Said:
 
 
 Call = Callable[..., Said]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fresh_memory() -> Iterator[None]:
+    """What one file's tests loaded serves no other's."""
+    yield
+    forget()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a disk of its own of the size that is asked for."""
+    place = tmp_path / "disk"
+
+    def mount(size: str) -> Path:
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+        try:
+            allowed = subprocess.run(command, check=False, capture_output=True).returncode == 0
+        except OSError:
+            allowed = False
+        if not allowed:
+            pytest.skip("a small disk cannot be mounted here")
+        return place
+
+    yield mount
+    if place.is_mount():
+        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 @pytest.fixture

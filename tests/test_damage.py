@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,12 @@ def test_ctrl_c_ends_the_program_in_one_line(step: str, tmp_path: Path) -> None:
     assert process.returncode == 130
     assert error.count("\n") == 1
     assert "the same command goes on from there" in error
+
+
+def test_a_disk_that_fills_up_below_keras_is_one_line(call: Call, small_disk: Callable[[str], Path]) -> None:
+    """The model file that `describe` writes into its scratch folder is the first that does not fit."""
+    ended = call("inspect", DATA / "tiny_cnn.keras", "--cache", small_disk("24k") / "cache")
+    assert ended.code == 2, ended.err
+    assert ended.err.count("\n") == 1
+    line = "is full (No space left on device) while computing model/describe; free some space, or use --cache DIR"
+    assert line in ended.err

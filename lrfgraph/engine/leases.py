@@ -22,7 +22,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BEAT", "STALE_AFTER", "Lease", "Waiting", "live", "owner", "owner_is_dead", "sweep"]
+__all__ = [
+    "BEAT",
+    "STALE_AFTER",
+    "Lease",
+    "Waiting",
+    "live",
+    "owner",
+    "owner_is_dead",
+    "signature",
+    "signed_by_dead",
+    "sweep",
+]
 
 BEAT = 2.0
 STALE_AFTER = 10.0
@@ -73,6 +84,17 @@ def _own_start(pid: int) -> int:
     return _started(pid) or 0
 
 
+def signature() -> str:
+    """Return this process as the beginning of a file's name."""
+    return ".".join(map(str, owner()))
+
+
+def signed_by_dead(name: str) -> bool:
+    """Say whether a name begins with the `signature` of a process that is gone for certain."""
+    host, pid, started, _ = [*name.split(".", 3), "", "", ""][:4]
+    return pid.isdigit() and started.isdigit() and owner_is_dead(host, int(pid), int(started))
+
+
 def owner_is_dead(host: str, pid: int, started: int) -> bool:
     """Say whether a process of this machine is gone for certain; of other machines nothing is certain."""
     return host == _host() and _started(pid) != started
@@ -89,8 +111,8 @@ class Lease:
         with _guard:
             if _held.get(self.path) == self.token:
                 del _held[self.path]
-        found = _read(self.path)
-        if found and found.get("token") == self.token:  # else it was taken over meanwhile
+        content = _read(self.path)
+        if content and content.get("token") == self.token:  # else it was taken over meanwhile
             with contextlib.suppress(OSError):
                 self.path.unlink()
 
@@ -246,8 +268,9 @@ def _keep_beating() -> None:
     while True:
         time.sleep(BEAT)
         with _guard:
-            paths = list(_held)
+            held = dict(_held)
         now = time.time()
-        for path in paths:
-            with contextlib.suppress(OSError):
-                os.utime(path, (now, now))
+        for path, token in held.items():
+            if (_read(path) or {}).get("token") == token:  # it may have been taken over while this process stood still
+                with contextlib.suppress(OSError):
+                    os.utime(path, (now, now))

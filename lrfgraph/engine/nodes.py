@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +19,26 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Arrays", "Input", "Node", "Ref", "Result", "Step", "Task", "components_of", "digest", "key_of"]
+from lrfgraph.errors import StoreError
+
+__all__ = [
+    "Arrays",
+    "Input",
+    "Node",
+    "Ref",
+    "Result",
+    "Step",
+    "Task",
+    "components_of",
+    "digest",
+    "is_key",
+    "key_of",
+    "parts_of",
+]
 
 Arrays = dict[str, NDArray[Any]]
+
+KEY = re.compile(r"([A-Za-z][A-Za-z0-9_]{0,63})/([0-9a-f]{40})")
 
 
 def digest(value: Any) -> str:
@@ -55,7 +73,7 @@ class Node:
 
     name : for people, reads like a path: ``conv2d_3/tucker/24x31/score``.  step : entry of the step table.
     params : only what the step reads; JSON values.  inputs : by name, other nodes' names or finished results.
-    where : what a step must know to find its bytes but that does not change the result (a file's path);
+    locators : what a step must know to find its bytes but that does not change the result (a file's path);
         never part of the key.
     """
 
@@ -63,7 +81,7 @@ class Node:
     step: str
     params: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, str | Ref] = field(default_factory=dict)
-    where: Mapping[str, Any] = field(default_factory=dict)
+    locators: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Input(Protocol):
@@ -89,7 +107,7 @@ class Task:
     name: str
     params: Mapping[str, Any]
     inputs: Mapping[str, Input]
-    where: Mapping[str, Any]
+    locators: Mapping[str, Any]
     scratch: Callable[[], Path]
     progress: Callable[[int, int, str], None]
 
@@ -127,7 +145,10 @@ class Step:
 
 
 def components_of(node: Node, version: int, identities: Mapping[str, str]) -> dict[str, Any]:
-    """Return what `key_of` digests, readable: kept in the manifest so that a miss can be explained later."""
+    """Return what `key_of` digests, readable: kept in the manifest so that a miss can be explained later.
+
+    version : of the node's step.  identities : of its inputs, by name.
+    """
     return {
         "step": node.step,
         "version": version,
@@ -136,6 +157,22 @@ def components_of(node: Node, version: int, identities: Mapping[str, str]) -> di
     }
 
 
-def key_of(node: Node, version: int, identities: Mapping[str, str]) -> str:
-    """Return the key ``step/digest`` of a node whose inputs have these identities."""
-    return f"{node.step}/{digest(components_of(node, version, identities))}"
+def key_of(components: Mapping[str, Any]) -> str:
+    """Return the key ``step/digest`` of a node: the one way from components to a key."""
+    return f"{components['step']}/{digest(components)}"
+
+
+def is_key(text: str) -> bool:
+    """Say whether a text has the form of a key."""
+    return KEY.fullmatch(text) is not None
+
+
+def parts_of(key: str) -> tuple[str, str]:
+    """Return kind and digest of a key, wherever it was read: the one way from a key to a path.
+
+    Raises StoreError for what is no key and could lead anywhere.
+    """
+    match = KEY.fullmatch(key)
+    if match is None:
+        raise StoreError(f"keys are a kind and 40 hexadecimal digits, as score/0123…; received {key!r}")
+    return match[1], match[2]

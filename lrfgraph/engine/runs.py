@@ -15,10 +15,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from lrfgraph.engine.leases import Lease, Waiting, live
+from lrfgraph.engine.nodes import is_key
 from lrfgraph.engine.store import Store
 from lrfgraph.errors import StoreError
 
 __all__ = ["LiveRun", "RunRecord", "list_runs", "pin", "remove_run", "start_run"]
+
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,120}")
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class RunRecord:
 
 
 class LiveRun:
-    """A run while it goes on; a context manager. What it names is safe from `care.gc` until it is closed.
+    """A run while it goes on; a context manager. What it names is safe from `maintenance.gc` until it is closed.
 
     Until then its record on disk also keeps what an earlier run of its name stood on: a rerun names the same
     entries, and finds them written down already.
@@ -89,8 +93,8 @@ def start_run(store: Store, name: str, keys: Iterable[str] = ()) -> LiveRun:
     before = _read(store, _path(store, own))
     pinned = bool(before and before.pinned)
     earlier = before.keys if before else ()
-    kept = earlier if pinned else ()  # a rerun that is cut short takes nothing from what is pinned
-    record = RunRecord(own, tuple(dict.fromkeys([*kept, *keys])), pinned, round(time.time(), 3))
+    inherited = earlier if pinned else ()  # a rerun that is cut short takes nothing from what is pinned
+    record = RunRecord(own, tuple(dict.fromkeys([*inherited, *keys])), pinned, round(time.time(), 3))
     try:
         _write(store, replace(record, keys=tuple(dict.fromkeys([*record.keys, *earlier]))))
     except StoreError:
@@ -105,8 +109,8 @@ def list_runs(store: Store) -> list[RunRecord]:
         paths = sorted((store.base / "runs").glob("*.json"))
     except OSError:
         return []
-    found = [record for path in paths if (record := _read(store, path)) is not None]
-    return sorted(found, key=lambda record: record.created)
+    records = [record for path in paths if (record := _read(store, path)) is not None]
+    return sorted(records, key=lambda record: record.created)
 
 
 def pin(store: Store, name: str, pinned: bool = True) -> None:
@@ -135,7 +139,7 @@ def _find(store: Store, name: str) -> RunRecord:
 
 
 def _check_name(name: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,120}", name):
+    if not NAME.fullmatch(name):
         raise StoreError(f"names of runs are letters, digits, '_', '-', '+' and '.', received {name!r}")
 
 
@@ -150,10 +154,11 @@ def _lease_path(store: Store, name: str) -> Path:
 def _read(store: Store, path: Path) -> RunRecord | None:
     try:
         content = json.loads(path.read_bytes())
-        record = RunRecord(
-            str(content["name"]), tuple(map(str, content["keys"])), content["pinned"] is True, float(content["created"])
-        )
+        keys = tuple(key for key in map(str, content["keys"]) if is_key(key))  # another could lead anywhere
+        record = RunRecord(path.stem, keys, content["pinned"] is True, float(content["created"]))
     except (OSError, ValueError, TypeError, KeyError):
+        return None
+    if not NAME.fullmatch(record.name):
         return None
     return replace(record, live=live(_lease_path(store, record.name), store.stale_after))
 

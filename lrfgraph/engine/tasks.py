@@ -1,6 +1,6 @@
 """What happens inside one Dask task: lease, compute, commit. The same on a thread and on a remote worker.
 
-A task never raises: it hands back an Outcome, so that one damaged input or one failing step does not take down
+A task never raises: it hands back a JobOutcome, so that one damaged input or one failing step does not take down
 what runs beside it.
 """
 
@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
 from typing import Any, Protocol
 
 from lrfgraph.engine.events import Event, Listener
+from lrfgraph.engine.files import out_of_space
 from lrfgraph.engine.leases import Lease, Waiting
 from lrfgraph.engine.nodes import Node, Ref, Result, Step, Task
+from lrfgraph.engine.scratch import Scratch
 from lrfgraph.engine.store import CorruptEntry, Store
+from lrfgraph.errors import StoreError
 
-__all__ = ["Context", "Local", "Outcome", "Work", "compute"]
+__all__ = ["Context", "JobOutcome", "Local", "Work", "compute"]
 
 POLL = (0.002, 0.1)
 
@@ -34,7 +39,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobOutcome:
     """What became of a task.
 
     events : ``finished`` and ``waited``, one a node.  lost : key of a damaged input, and why.
@@ -100,14 +105,15 @@ class _StoppedError(Exception):
     """The run was stopped while the task waited."""
 
 
-def compute(works: Sequence[Work], step: Step, context: Context, *before: Outcome) -> Outcome:
+def compute(works: Sequence[Work], step: Step, context: Context, *before: JobOutcome) -> JobOutcome:
     """Compute nodes of one step and commit each; `before` are the outcomes of what they read.
 
     With several works, `step.together` computes those that no other run has committed meanwhile, in one pass.
     """
     if context.stopped() or any(outcome.idle or outcome.lost or outcome.error for outcome in before):
-        return Outcome(idle=True)
+        return JobOutcome(idle=True)
     leases: dict[str, Lease] = {}
+    scratches = {work.key: context.store.scratch(work.key) for work in works}
     events: list[Event] = []
     try:
         # sorted, so that two runs which want the same entries never wait for each other
@@ -121,23 +127,26 @@ def compute(works: Sequence[Work], step: Step, context: Context, *before: Outcom
                 continue
             leases[work.key] = lease
         mine = [work for work in works if work.key in leases]
-        for work, result, seconds in _results(mine, step, context):
+        for work, result, seconds in _results(mine, step, context, scratches):
             event = _commit(work, step, result, seconds, context.store)
+            scratches[work.key].remove()
             context.drops(leases.pop(work.key))
             events.append(event)
             context.emit(event)
     except CorruptEntry as error:
-        return Outcome(tuple(events), lost=(error.key, error.why))
+        return JobOutcome(tuple(events), lost=(error.key, error.why))
     except _StoppedError:
-        return Outcome(tuple(events), idle=True)
+        return JobOutcome(tuple(events), idle=True)
     except Exception as error:
         context.stop()
-        return Outcome(tuple(events), error=error)
+        return JobOutcome(tuple(events), error=_explained(error, works, scratches, context.store))
     finally:
+        for scratch in scratches.values():
+            scratch.give_up()
         for lease in leases.values():
             with suppress(OSError):
                 context.drops(lease)
-    return Outcome(tuple(events))
+    return JobOutcome(tuple(events))
 
 
 def _lease(work: Work, context: Context) -> Lease | None:
@@ -161,10 +170,22 @@ def _lease(work: Work, context: Context) -> Lease | None:
         pause = min(POLL[1], pause * 1.5)
 
 
-def _results(works: Sequence[Work], step: Step, context: Context) -> Iterator[tuple[Work, Result, float]]:
+def _explained(error: Exception, works: Sequence[Work], scratches: Mapping[str, Scratch], store: Store) -> Exception:
+    """Return the error, or what it means if a step ran out of space in the folder it was given."""
+    reason = out_of_space(error)
+    if reason and not isinstance(error, StoreError) and any(scratch.path for scratch in scratches.values()):
+        explained = store.full(reason, f"computing {works[0].node.name}")
+        explained.__cause__ = error
+        return explained
+    return error
+
+
+def _results(
+    works: Sequence[Work], step: Step, context: Context, scratches: Mapping[str, Scratch]
+) -> Iterator[tuple[Work, Result, float]]:
     if not works:
         return
-    tasks = [_task(work, context) for work in works]
+    tasks = [_task(work, context, scratches[work.key]) for work in works]
     for work in works:
         context.emit(Event("started", work.node.name, work.node.step))
     started = time.monotonic()
@@ -174,20 +195,17 @@ def _results(works: Sequence[Work], step: Step, context: Context) -> Iterator[tu
             yield work, result, time.monotonic() - started
             started = time.monotonic()
         return
-    results = iter(step.together(tasks))
-    wrong = f"step {step.name} gave another number of results than the {len(works)} nodes it was handed"
     share = 0.0
-    for index, work in enumerate(works):
-        given = next(results, None)
-        if given is None:
-            raise ValueError(wrong)
+    for index, (one, output) in enumerate(zip_longest(works, step.together(tasks))):
+        if one is None or output is None:
+            raise ValueError(
+                f"step {step.name} gave another number of results than the {len(works)} nodes it was handed"
+            )
         now = time.monotonic()
         if index == 0:  # what came before the first result served all of them
             share = (now - started) / len(works)
-        yield work, given, share if index == 0 else share + now - started
+        yield one, output, share if index == 0 else share + now - started
         started = time.monotonic()
-    if next(results, None) is not None:
-        raise ValueError(wrong)
 
 
 def _commit(work: Work, step: Step, result: Result, seconds: float, store: Store) -> Event:
@@ -204,12 +222,15 @@ def _commit(work: Work, step: Step, result: Result, seconds: float, store: Store
     return Event("finished", work.node.name, work.node.step, seconds, size)
 
 
-def _task(work: Work, context: Context) -> Task:
+def _task(work: Work, context: Context, scratch: Scratch) -> Task:
     node, store = work.node, context.store
 
     def progress(done: int, total: int, message: str) -> None:
         context.emit(Event("progress", node.name, node.step, done=done, total=total, message=message))
 
-    scratch: Callable[[], Any] = lambda: store.scratch(work.key)  # noqa: E731
+    def opened() -> Path:
+        with store.writing(work.key):
+            return scratch.open()
+
     inputs = {name: store.open(ref) for name, ref in work.inputs.items()}
-    return Task(node.name, node.params, inputs, node.where, scratch, progress)
+    return Task(node.name, node.params, inputs, node.locators, opened, progress)

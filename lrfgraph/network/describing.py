@@ -22,6 +22,7 @@ from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.network.counting import Shape, operation_macs, static_shapes
 from lrfgraph.network.digests import arguments, signature, slot_digests
 from lrfgraph.network.graph import Call, Graph, flatten
+from lrfgraph.network.heads import propose
 from lrfgraph.network.opening.archive import one_line
 from lrfgraph.network.operations import depthwise_variable, fold_batchnorm, kernel_variable, only_reader
 
@@ -55,9 +56,9 @@ class Description:
     layers : one per distinct layer, in program order.
     arrays : of layer number n: ``layers/n/kernel`` (canonical), ``bias``, ``scale`` and ``shift`` (BatchNorm folded:
         scale = γ/√(σ²+ε), shift = (bias−μ)·scale+β) and ``depthwise`` (of a separable convolution), float32.
-    structure : as JSON: ``inputs`` and ``outputs`` (slots), ``shapes`` (by slot, one input), ``output``
-        (``probabilities``, ``logits`` or ``values``) and ``task`` (``classification`` or ``regression``);
-        ``signature``, the digest of names and configurations that a rebuilt model carries on.
+    structure : as JSON: ``inputs`` and ``outputs`` (slots), ``shapes`` (by slot, one input), ``activation`` (the last
+        one of the first output), ``head`` (what the graph alone says about what the output means, a row of HEADS) and
+        ``signature`` (digest of names and configurations that a rebuilt model carries on).
     digest : of the whole network.
     """
 
@@ -271,27 +272,15 @@ _READERS: dict[str, Callable[[Any], str]] = {
 
 def _structure(view: _View) -> dict[str, Any]:
     program = view.program
-    output = _output_kind(view)
+    activation = _last_activation(reversed(program.calls), program.outputs[0])
+    shapes = [view.shapes[slot][1:] for slot in (program.outputs[0], *program.inputs)]
     return {
         "inputs": list(program.inputs),
         "outputs": list(program.outputs),
         "shapes": {str(slot): list(shape) for slot, shape in view.shapes.items()},
-        "output": output,
-        "task": "regression" if output == "values" else "classification",
+        "activation": activation,
+        "head": propose(activation, shapes[0], shapes[1:]),
     }
-
-
-def _output_kind(view: _View) -> str:
-    """Guess what the first output means: the last activation says it, else its rank."""
-    program, slot = view.program, view.program.outputs[0]
-    shape = view.shapes[slot]
-    activation = _last_activation(reversed(program.calls), slot)
-    looks_like_input = any(view.shapes[i] == shape for i in program.inputs)
-    if activation == "softmax" or (activation == "sigmoid" and len(shape) == 2 and not looks_like_input):
-        return "probabilities"
-    return (
-        "logits" if len(shape) == 2 and shape[1] > 1 and activation == "linear" and not looks_like_input else "values"
-    )
 
 
 def _last_activation(backwards: Iterable[Call], slot: int) -> str:

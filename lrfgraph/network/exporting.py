@@ -7,7 +7,7 @@ import logging
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,23 +21,32 @@ from lrfgraph.network.graph import flatten, input_structure
 from lrfgraph.network.opening.archive import one_line
 from lrfgraph.network.opening.loading import load_model, locate_operations
 
-__all__ = ["FILES", "save", "verify_files"]
-
-FILES = ("compressed.keras", "compressed.h5")
+__all__ = ["FORMATS", "save", "verify_files"]
 
 
 def save(model: Any, folder: Path) -> tuple[Path, ...]:
-    """Write ``compressed.keras`` and ``compressed.h5`` into `folder`; raises OutputError."""
-    paths = tuple(folder / name for name in FILES)
+    """Write a model in every format into `folder`; raises OutputError."""
+    paths = tuple(folder / name for name in FORMATS)
     with _quiet():
         for path in paths:
             try:
-                model.save(path)
-                if path.suffix == ".h5":
-                    _locate_operations_in(path)
+                FORMATS[path.name](model, path)
             except (OSError, ValueError, TypeError) as error:
                 raise OutputError(f"{path}: cannot be written ({one_line(error)})") from error
     return paths
+
+
+def _save_keras(model: Any, path: Path) -> None:
+    model.save(path)
+
+
+def _save_h5(model: Any, path: Path) -> None:
+    model.save(path)
+    _locate_operations_in(path)
+
+
+FORMATS: dict[str, Callable[[Any, Path], None]] = {"compressed.keras": _save_keras, "compressed.h5": _save_h5}
+"""The files that a compressed model is written to, and how each is written; Keras reads all of them."""
 
 
 def _locate_operations_in(path: Path) -> None:
@@ -93,11 +102,11 @@ def verify_files(
     tolerance: float = 1e-6,
     image_shape: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Reload both written files in a fresh process that cannot import lrfgraph, and compare their outputs.
+    """Reload the written files in a fresh process that cannot import lrfgraph, and compare their outputs.
 
     x : input (an array, or the structure the model takes); random numbers if left out.  trust : ``custom`` and
     ``unsafe`` as `load_model` takes them.  image_shape : at which MACs are counted where the model takes any size.
-    Returns ``parameters`` and ``macs`` counted on the written file and ``difference``, the largest over both files,
+    Returns ``parameters`` and ``macs`` counted on the written file and ``difference``, the largest over all files,
     relative to the output's scale.  Raises ModelError where a file does not reload or the outputs differ by more than
     `tolerance`.
     """
@@ -122,8 +131,10 @@ def verify_files(
             worst = max(worst, difference)
     parameters = {counted["parameters"] for counted in counts.values()}
     if len(parameters) != 1:
-        raise ModelError(f"{folder}: the two written files have different parameter counts {sorted(parameters)}")
-    reloaded = load_model(folder / FILES[0], custom=trust.get("custom", ()), unsafe=bool(trust.get("unsafe", False)))
+        raise ModelError(f"{folder}: the written files have different parameter counts {sorted(parameters)}")
+    reloaded = load_model(
+        folder / next(iter(FORMATS)), custom=trust.get("custom", ()), unsafe=bool(trust.get("unsafe", False))
+    )
     macs = count(reloaded, tuple(image_shape) if image_shape else None).macs
     return {"parameters": parameters.pop(), "macs": macs, "difference": worst}
 
@@ -132,7 +143,7 @@ def _reload(folder: Path, arrays: Path, inputs: int, trust: Mapping[str, Any]) -
     """Run the fresh process on inputs in `arrays`, where it leaves its outputs; return counts by file."""
     custom = [text.split(":") for text in trust.get("custom", ())]
     task = {
-        "files": FILES,
+        "files": list(FORMATS),
         "arrays": str(arrays),
         "inputs": inputs,
         "custom": custom,

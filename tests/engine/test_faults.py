@@ -21,7 +21,7 @@ from lrfgraph.engine.execute import execute, healing
 from lrfgraph.engine.leases import live
 from lrfgraph.engine.maintenance import fingerprints, keys_of, verify
 from lrfgraph.engine.memory import ARRAYS
-from lrfgraph.engine.nodes import Node, Result, Step, Task
+from lrfgraph.engine.nodes import Node, Result, Step, Task, digest
 from lrfgraph.engine.resolve import resolve
 from lrfgraph.engine.store import CorruptEntry, Store
 from lrfgraph.errors import StoreError
@@ -131,7 +131,7 @@ def test_a_damaged_result_of_an_earlier_stage_is_for_the_driver(tmp_path: Path) 
         store.discard(key)
     assert healing(store, stages, said.append)
     with pytest.raises(CorruptEntry, match="the manifest is missing; run the same command again"):
-        store.open("score/0123")
+        store.open(f"score/{digest('nothing')}")
 
 
 def test_a_damaged_decision_is_made_again(tmp_path: Path) -> None:
@@ -203,11 +203,12 @@ from lrfgraph.engine.execute import execute
 from lrfgraph.engine.nodes import Node
 from lrfgraph.engine.store import Store
 from lrfgraph.errors import StoreError
+from lrfgraph.engine.workers import Threads
 import dask.threaded
 resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 nodes = [Node("small", "source", {"seed": 1}), Node("big", "big", {"bytes": 4_000_000})]
 try:
-    execute(nodes, STEPS, Store(sys.argv[1]), threads=1)
+    execute(nodes, STEPS, Store(sys.argv[1]), on=Threads(1))
 except StoreError as error:
     print(error)
 """
@@ -231,6 +232,7 @@ from toys import STEPS
 from lrfgraph.engine.execute import execute
 from lrfgraph.engine.nodes import Node
 from lrfgraph.engine.store import Store
+from lrfgraph.engine.workers import workers_for
 from lrfgraph.errors import Interrupted
 
 if __name__ == "__main__":
@@ -240,7 +242,8 @@ if __name__ == "__main__":
     nodes = [Node("s", "source", {"seed": 1})]
     nodes += [Node(f"slow{i}", "slow", {"ticks": 1000 + i}, {"after": "s"}) for i in range(4)]
     try:
-        execute(nodes, STEPS, store, workers=workers, on_event=lambda event: print(event.kind, event.node, flush=True))
+        watch = lambda event: print(event.kind, event.node, flush=True)
+        execute(nodes, STEPS, store, on=workers_for(2, workers), on_event=watch)
     except Interrupted as error:
         print(error)
         sys.exit(error.exit_code)

@@ -199,21 +199,22 @@ def test_what_has_no_kernel_says_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("units", "activation", "kind", "task"),
+    ("units", "activation", "head"),
     [
-        (3, "softmax", "probabilities", "classification"),
-        (1, "sigmoid", "probabilities", "classification"),
-        (3, None, "logits", "classification"),
-        (1, None, "values", "regression"),
-        (4, "sigmoid", "values", "regression"),
+        (3, "softmax", "softmax"),
+        (1, "sigmoid", "binary"),
+        (3, None, "logits"),
+        (1, None, "values"),
+        (5, "sigmoid", "multilabel"),
+        (4, "sigmoid", "values"),  # as wide as the input: it may give back what it is given
     ],
 )
-def test_what_the_output_is(units: int, activation: str | None, kind: str, task: str) -> None:
+def test_what_the_output_may_mean(units: int, activation: str | None, head: str) -> None:
     import keras
 
     x = keras.Input((4,))
     structure = describe(keras.Model(x, keras.layers.Dense(units, activation=activation)(x))).structure
-    assert (structure["output"], structure["task"]) == (kind, task)
+    assert (structure["activation"], structure["head"]) == (activation or "linear", head)
 
 
 def test_describing_leaves_the_model_alone() -> None:

@@ -18,7 +18,7 @@ from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.methods import METHODS
 from lrfgraph.network.counting import count
 from lrfgraph.network.describing import Description, describe
-from lrfgraph.network.exporting import FILES, save, verify_files
+from lrfgraph.network.exporting import FORMATS, save, verify_files
 from lrfgraph.network.operations import kernel_variable
 from lrfgraph.network.rebuilding import Chain, rebuild
 from tests.network.models import GRAPHS, MODELS, inputs_for, one_layer, outputs_of, randomize
@@ -253,7 +253,7 @@ def test_written_files_reload_without_this_package(tmp_path: Path, capfd: pytest
         chains = {path: exact_chain(*found) for path, found in kernels(describe(model)).items()}
         rebuilt = rebuild(model, chains)
         save(rebuilt, tmp_path)
-        for path in FILES:
+        for path in FORMATS:
             assert_same(rebuilt, keras.models.load_model(tmp_path / path, compile=False), 1e-6)
     found = verify_files(rebuilt, tmp_path)
     assert (found["parameters"], found["macs"]) == (count(rebuilt).parameters, count(rebuilt).macs)

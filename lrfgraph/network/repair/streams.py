@@ -8,6 +8,7 @@ and only where a ReLU lets it through. No labels, no gradients of the loss (METH
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -141,7 +142,10 @@ class _Space:
         if self.limit is not None and self.scratch is not None and size * LIVE > self.limit:
             self.count += 1
             path = self.scratch() / f"stream-{self.count}.raw"
-            mapped = np.memmap(path, dtype=np.float32, mode="w+", shape=shape)
+            with path.open("w+b") as file:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)  # a full disk says so here; a mapping would kill us
+                mapped = np.memmap(file, dtype=np.float32, mode="r+", shape=shape)
             path.unlink()  # the mapping lives on; nothing is left behind whatever happens
             return mapped
         return np.empty(shape, np.float32)
