@@ -75,12 +75,12 @@ def preprocessing(options: DataOptions, input_shape: Shape, base: Path = Path())
         values = {name: np.asarray(arrays[name], np.float32) for name in values}
     axis = channel_axis(input_shape)
     for name in values:
-        given = getattr(options, name)
-        if given is not None:
+        constant = getattr(options, name)
+        if constant is not None:
             # The channel axis may be the first one; all others are broadcast over.
             shape = [1] * len(input_shape)
-            shape[axis] = len(given)
-            values[name] = np.asarray(given, np.float32).reshape(shape)
+            shape[axis] = len(constant)
+            values[name] = np.asarray(constant, np.float32).reshape(shape)
         value = values[name]
         if value is not None and not _broadcasts(value.shape, input_shape):
             raise DataError(f"[data] {name} has shape {value.shape}, the model takes images {input_shape}")
@@ -116,6 +116,6 @@ def guesses(x: Array, options: DataOptions) -> dict[str, DataOptions]:
     return tried
 
 
-def _broadcasts(shape: Sequence[int], wanted: Shape) -> bool:
-    pairs = zip(reversed(shape), reversed(wanted), strict=False)
-    return len(shape) <= len(wanted) and all(s == 1 or w in (None, s) for s, w in pairs)
+def _broadcasts(shape: Sequence[int], whole: Shape) -> bool:
+    pairs = zip(reversed(shape), reversed(whole), strict=False)
+    return len(shape) <= len(whole) and all(s == 1 or w in (None, s) for s, w in pairs)

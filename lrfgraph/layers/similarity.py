@@ -100,10 +100,10 @@ class Metric:
     rows: Callable[[Rows], float]
 
 
-def _cosine(given: Moments) -> float:
-    power = given.reference.power
-    both = max(power + 2 * given.along + given.lost, 0.0)
-    return float((power + given.along) / np.sqrt(power * both) if power > 0 and both > 0 else power == both)
+def _cosine(sums: Moments) -> float:
+    power = sums.reference.power
+    both = max(power + 2 * sums.along + sums.lost, 0.0)
+    return float((power + sums.along) / np.sqrt(power * both) if power > 0 and both > 0 else power == both)
 
 
 def _cosine_of_rows(rows: Rows) -> float:
@@ -112,9 +112,9 @@ def _cosine_of_rows(rows: Rows) -> float:
     return float(np.sum(y * z)) / (norm * other) if norm * other > 0 else float(norm == other)
 
 
-def _relative_error(given: Moments) -> float:
-    power = given.reference.power
-    return 1.0 - float(np.sqrt(given.lost / power)) if power > 0 else float(given.lost == 0)
+def _relative_error(sums: Moments) -> float:
+    power = sums.reference.power
+    return 1.0 - float(np.sqrt(sums.lost / power)) if power > 0 else float(sums.lost == 0)
 
 
 def _relative_error_of_rows(rows: Rows) -> float:
@@ -123,12 +123,12 @@ def _relative_error_of_rows(rows: Rows) -> float:
     return 1.0 - float(np.linalg.norm(y - z)) / norm if norm > 0 else float(np.linalg.norm(z) == 0)
 
 
-def _cka(given: Moments) -> float:
+def _cka(sums: Moments) -> float:
     """Of a grouped layer it is taken group by group (moments hold nothing across groups) and averaged."""
-    reference = given.reference
+    reference = sums.reference
     mean = reference.moments[:, :-1, -1:]
     centred = reference.moments[:, :-1, :-1] - mean @ mean.swapaxes(1, 2)
-    pairs = zip(reference.kernel, given.kernel, centred, strict=True)
+    pairs = zip(reference.kernel, sums.kernel, centred, strict=True)
     return float(np.mean([_alignment(w.T @ c @ v, w.T @ c @ w, v.T @ c @ v) for w, v, c in pairs]))
 
 
@@ -151,8 +151,8 @@ METRICS: dict[str, Metric] = {
 
 def from_moments(reference: Reference, kernel: Array) -> dict[str, float]:
     """Return every metric of a candidate kernel (groups, width, outputs) at the linear output."""
-    given = Moments.of(reference, kernel)
-    return {name: metric.moments(given) for name, metric in METRICS.items()}
+    sums = Moments.of(reference, kernel)
+    return {name: metric.moments(sums) for name, metric in METRICS.items()}
 
 
 def from_rows(original: Array, candidate: Array) -> dict[str, float]:

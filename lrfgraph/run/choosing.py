@@ -122,8 +122,8 @@ class _Bench:
     def evaluate(self, decision: Decision) -> Ref:
         """Rebuild and repair a configuration and measure it on validation images."""
         assert self.compression.baseline is not None
-        made = nodes.rebuild_nodes(self.network, decision.configuration, self.compression.exploration, True)
-        model = self.driver.carry_out("search", made)[made[-1].name]
+        rebuilt = nodes.rebuild_nodes(self.network, decision.configuration, self.compression.exploration, True)
+        model = self.driver.carry_out("search", rebuilt)[rebuilt[-1].name]
         node = nodes.evaluate_node(self.network, "search", model, "validation", self.compression.baseline)
         return self.driver.carry_out("search", [node])[node.name]
 

@@ -266,8 +266,8 @@ def rebuild(driver: Driver, compression: Compression) -> Compression:
     """Rebuild the network with the chosen candidates, and repair it."""
     assert compression.decision is not None
     configuration = compression.decision.configuration
-    made = nodes.rebuild_nodes(compression.network, configuration, compression.exploration)
-    refs = driver.carry_out("rebuild", made)
+    chain = nodes.rebuild_nodes(compression.network, configuration, compression.exploration)
+    refs = driver.carry_out("rebuild", chain)
     names = {"factorized": "rebuild", "repaired": "repaired/rebuild"}
     return replace(compression, models={stage: refs[name] for stage, name in names.items() if name in refs})
 

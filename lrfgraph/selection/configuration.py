@@ -52,8 +52,8 @@ def read_configuration(path: str | Path, layers: Sequence[str], methods: Sequenc
         if method == KEEP:
             continue
         if method not in methods:
-            said = f"method {method!r} is unknown{nearest(str(method), methods) or ';'} choose from"
-            raise ConfigurationError(f"configuration {path}: {layer}: {said} {', '.join([*methods, KEEP])}")
+            choices = f"method {method!r} is unknown{nearest(str(method), methods) or ';'} choose from"
+            raise ConfigurationError(f"configuration {path}: {layer}: {choices} {', '.join([*methods, KEEP])}")
         chosen.append(CandidateId(layer, str(method), _rank(path, layer, table.get("rank"))))
     return chosen
 

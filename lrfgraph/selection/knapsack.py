@@ -87,8 +87,8 @@ def undominated(layer: LayerChoices) -> LayerOptions:
     finite = np.flatnonzero(np.isfinite(loss))
     points = np.column_stack([costs, loss])
     alive = [0, *(int(i) for i in finite[undominated_rows(points[finite])] if i)]
-    kept = tuple(layer.candidates[i - 1] for i in alive[1:])
-    slim = LayerChoices(layer.name, layer.parameters, layer.macs, kept, layer.kept)
+    candidates = tuple(layer.candidates[i - 1] for i in alive[1:])
+    slim = LayerChoices(layer.name, layer.parameters, layer.macs, candidates, layer.kept)
     return LayerOptions(slim, costs[alive], loss[alive])
 
 

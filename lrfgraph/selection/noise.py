@@ -35,10 +35,10 @@ def noise_rank(singular: Array, rows: int, columns: int) -> int:
         x = squares / (high * np.exp(log_variance))
         noise, signal = x[x <= edge], x[x > edge]
         shift = signal - (1 + alpha)
-        kept = 0.5 * (shift + np.sqrt(np.maximum(shift**2 - 4 * alpha, 0)))
+        strength = 0.5 * (shift + np.sqrt(np.maximum(shift**2 - 4 * alpha, 0)))
         return float(
             np.sum(noise - np.log(noise))
-            + np.sum(signal - kept + np.log((kept + 1) / signal) + alpha * np.log(kept / alpha + 1))
+            + np.sum(signal - strength + np.log((strength + 1) / signal) + alpha * np.log(strength / alpha + 1))
         )
 
     most = max(min(int(np.ceil(low / (1 + alpha))) - 1, low) - 1, 0)

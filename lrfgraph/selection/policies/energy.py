@@ -29,8 +29,8 @@ def _at(problem: Problem, options: SelectOptions, level: float) -> Decision:
         if not good:
             return keep(layer, f"no candidate keeps {level:.2%} of the kernel's energy")
         chosen = min(good, key=lambda c: (cost(c), c.weight_error, c.method, c.rank))
-        kept = {"parameters": layer.parameters, "macs": layer.macs}.get(options.cost)
-        if kept is not None and cost(chosen) >= kept:
+        whole = {"parameters": layer.parameters, "macs": layer.macs}.get(options.cost)
+        if whole is not None and cost(chosen) >= whole:
             return keep(layer, f"no candidate that keeps {level:.2%} of the kernel's energy has fewer {options.cost}")
         return take(chosen)
 

@@ -32,8 +32,8 @@ def _at(problem: Problem, options: SelectOptions, level: float) -> Decision:
             best = max(c.similarity[problem.metric] for c in layer.candidates)
             return keep(layer, f"no candidate reaches {problem.metric} {level:g} (best {best:.4f})")
         chosen = min(good, key=lambda c: (cost(c), -c.similarity[problem.metric], c.method, c.rank))
-        kept = {"parameters": layer.parameters, "macs": layer.macs}.get(options.cost)
-        if kept is not None and cost(chosen) >= kept:
+        whole = {"parameters": layer.parameters, "macs": layer.macs}.get(options.cost)
+        if whole is not None and cost(chosen) >= whole:
             return keep(layer, f"no candidate at {problem.metric} {level:g} has fewer {options.cost}")
         return take(chosen)
 
