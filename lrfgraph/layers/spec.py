@@ -35,7 +35,8 @@ class LayerSpec:
     bias : whether it has one.  activation : name of the fused activation.
     batchnorm : path of the BatchNormalization that alone reads its output, or ``""``.
     tail : name of the activation that follows (fused, or a layer of its own).
-    identity : digest of kernel, bias and folded BatchNorm.  upstream : digest of all that feeds it.
+    identity : digest of kernel, bias and folded BatchNorm.  upstream : digest of all that its rows are cut from: what
+        feeds it, its data format, a separable convolution's depthwise kernel.
     kept : why it cannot be factorized whatever the method, or ``""``.
     """
 

@@ -6,7 +6,6 @@ every layer downstream of it and of no other.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,22 +13,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lrfgraph.engine.nodes import digest
 from lrfgraph.errors import ModelError
 from lrfgraph.layers.kinds import KINDS_BY_CLASS as KINDS
 from lrfgraph.layers.kinds import LayerKind
 from lrfgraph.layers.pieces import layer_cost
 from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.network.counting import Shape, operation_macs, static_shapes
-from lrfgraph.network.graph import Call, Graph, Slot, flatten
+from lrfgraph.network.digests import arguments, signature, slot_digests
+from lrfgraph.network.graph import Call, Graph, flatten
 from lrfgraph.network.heads import propose
-from lrfgraph.network.opening.archive import digest, one_line
+from lrfgraph.network.opening.archive import one_line
 from lrfgraph.network.operations import depthwise_variable, fold_batchnorm, kernel_variable, only_reader
 
 __all__ = ["Description", "describe"]
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
-IGNORED = ("_initializer", "_regularizer", "_constraint")  # of a configuration: nothing that acts in inference
 REASONS = {
     "EinsumDense": "EinsumDense is kept: its kernel has no fixed order of axes",
     "TimeDistributed": "TimeDistributed is kept: the layer inside it is not opened",
@@ -56,9 +56,9 @@ class Description:
     layers : one per distinct layer, in program order.
     arrays : of layer number n: ``layers/n/kernel`` (canonical), ``bias``, ``scale`` and ``shift`` (BatchNorm folded:
         scale = γ/√(σ²+ε), shift = (bias−μ)·scale+β) and ``depthwise`` (of a separable convolution), float32.
-    structure : as JSON: ``inputs`` and ``outputs`` (slots),
-        ``shapes`` (by slot, one input), ``activation`` (the last one of the first output) and ``head`` (what the graph
-        alone says about what the output means, a row of HEADS).
+    structure : as JSON: ``inputs`` and ``outputs`` (slots), ``shapes`` (by slot, one input), ``activation`` (the last
+        one of the first output), ``head`` (what the graph alone says about what the output means, a row of HEADS) and
+        ``signature`` (digest of names and configurations that a rebuilt model carries on).
     digest : of the whole network.
     """
 
@@ -94,73 +94,15 @@ def describe(model: Any, image_shape: Shape | None = None) -> Description:
     view = _View(program, shapes, is_open and image_shape is None)
     for call in program.calls:
         view.calls_of.setdefault(id(call.operation), []).append(call)
-    own = {key: _operation_digest(calls[0].operation) for key, calls in view.calls_of.items()}
-    _digest_slots(view, model, own)
+    view.digests.update(slot_digests(program, model))
     layers, arrays = [], {}
     for number, calls in enumerate(view.calls_of.values()):
         spec, own_arrays = _describe_layer(view, calls)
         layers.append(spec)
         arrays.update({f"layers/{number}/{name}": value for name, value in own_arrays.items()})
     outputs = [view.digests[slot] for slot in program.outputs]
-    return Description(layers, arrays, _structure(view), digest(["network", outputs]))
-
-
-# digests ----------------------------------------------------------------------------------------------------------
-
-
-def _digest_slots(view: _View, model: Any, own: dict[int, str]) -> None:
-    for position, (slot, tensor) in enumerate(zip(view.program.inputs, model.inputs, strict=True)):
-        view.digests[slot] = digest(["input", position, list(tensor.shape), str(tensor.dtype)])
-    for call in view.program.calls:
-        result = digest([own[id(call.operation)], _arguments(view, call)])
-        view.digests.update({slot: digest([result, place]) for place, slot in enumerate(call.outputs)})
-
-
-def _arguments(view: _View, call: Call) -> Any:
-    """What a call is called with: digests in place of tensors."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Slot):
-            return {"slot": view.digests[value.index]}
-        if isinstance(value, dict):
-            return {str(key): plain(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(item) for item in value]
-        return _jsonable(value)
-
-    return plain([call.args, call.kwargs])
-
-
-def _jsonable(value: Any) -> Any:
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return digest(np.asarray(value))
-    return value if value is None or isinstance(value, bool | int | float | str) else type(value).__name__
-
-
-def _operation_digest(operation: Any) -> str:
-    """Digest of a layer's class, configuration without names, and weights."""
-    import keras
-
-    try:
-        config = keras.saving.serialize_keras_object(operation)["config"]
-    except (NotImplementedError, TypeError, ValueError):  # custom objects inside that nobody registered with Keras
-        config = operation.get_config()
-    weights = [digest(np.asarray(weight)) for weight in getattr(operation, "weights", ())]
-    plain = json.loads(json.dumps(_without_names(config), default=_jsonable))
-    return digest([type(operation).__name__, plain, weights])
-
-
-def _without_names(config: Any) -> Any:
-    """Drop from a layer's configuration, and from those of layers inside it, what does not act in inference."""
-    if not isinstance(config, dict):
-        return config
-    kept = {}
-    for key, value in config.items():
-        if key in {"name", "trainable", "build_config", "seed", "shared_object_id"} or key.endswith(IGNORED):
-            continue
-        inner = isinstance(value, dict) and isinstance(value.get("config"), dict) and "DTypePolicy" not in str(value)
-        kept[key] = {"class_name": value["class_name"], "config": _without_names(value["config"])} if inner else value
-    return kept
+    structure = _structure(view) | {"signature": signature(model, program)}
+    return Description(layers, arrays, structure, digest(["network", outputs]))
 
 
 # layers -----------------------------------------------------------------------------------------------------------
@@ -176,7 +118,7 @@ def _describe_layer(view: _View, calls: list[Call]) -> tuple[LayerSpec, Arrays]:
         name=path,
         class_name=class_name,
         parameters=int(operation.count_params()) if hasattr(operation, "count_params") else 0,
-        upstream=digest(["upstream", [_arguments(view, call) for call in calls]]),
+        upstream=digest(["upstream", [arguments(call, view.digests) for call in calls]]),
         extra={"assumed_size": True} if view.assumed else {},
     )
     first = getattr(operation, "data_format", None) == "channels_first"
@@ -218,6 +160,7 @@ def _describe_kernel(view: _View, calls: list[Call], kind: LayerKind, spec: Laye
     depthwise = depthwise_variable(operation)
     if depthwise is not None:
         arrays["depthwise"] = np.asarray(depthwise, dtype=np.float32)
+    rows_of = None if depthwise is None else digest(arrays["depthwise"])
     bias = getattr(operation, "bias", None) if operation.use_bias else None
     if bias is not None:
         arrays["bias"] = np.asarray(bias, dtype=np.float32)
@@ -237,6 +180,7 @@ def _describe_kernel(view: _View, calls: list[Call], kind: LayerKind, spec: Laye
         batchnorm=norm.path if norm is not None else "",
         tail=tail,
         identity=digest([[name, digest(arrays[name])] for name in sorted(arrays)]),
+        upstream=digest(["rows", spec.upstream, str(getattr(operation, "data_format", "")), rows_of]),
         **_geometry(operation, kind.spatial),
     )
     return replace(spec, macs=layer_cost(spec).macs), arrays

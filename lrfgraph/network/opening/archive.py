@@ -6,9 +6,9 @@ declares far more bytes than it has is refused before they are allocated.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
+import math
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lrfgraph.engine.nodes import digest
 from lrfgraph.errors import LrfError, ModelError
 
-__all__ = ["Archive", "digest", "model_digest", "one_line", "open_archive", "read_config"]
+__all__ = ["Archive", "model_digest", "one_line", "open_archive", "read_config"]
 
 Arrays = dict[str, NDArray[Any]]
 EXPANSION = 64  # a file may unpack to this many times its size …
@@ -52,21 +53,6 @@ class Archive:
         return sum(array.nbytes for array in self.weights.values())
 
 
-def digest(value: Any) -> str:
-    """Return the 160-bit BLAKE2b digest of an array (dtype, shape, C-order little-endian bytes) or of anything
-    JSON can say; the same convention as the engine's, which may not be imported here."""
-    if isinstance(value, np.ndarray):
-        little = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<"))
-        state = hashlib.blake2b(f"{little.dtype.str}{little.shape}".encode(), digest_size=20)
-        state.update(little.tobytes() if little.size else b"")
-        return state.hexdigest()
-    return hashlib.blake2b(_normal(value), digest_size=20).hexdigest()
-
-
-def _normal(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("utf-8", "surrogatepass")
-
-
 def model_digest(path: Path | str) -> str:
     """Return the digest of a model file's configuration and weights; Keras is not imported.
 
@@ -91,6 +77,8 @@ def _lasting(config: Any) -> Any:
             if isinstance(lasting[key], list) and len(lasting[key]) == 1 and isinstance(lasting[key][0], list):
                 lasting[key] = lasting[key][0]
         return lasting
+    if isinstance(config, float) and not math.isfinite(config):
+        return str(config)  # Keras writes what JSON has no word for
     return [_lasting(item) for item in config] if isinstance(config, list) else config
 
 

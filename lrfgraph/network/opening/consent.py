@@ -5,15 +5,19 @@ The configuration is judged as JSON: classes that carry code, classes nobody kno
 
 from __future__ import annotations
 
+import ast
 import importlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lrfgraph.engine.nodes import digest
 from lrfgraph.errors import ModelError
 from lrfgraph.network.opening.archive import one_line
+from lrfgraph.network.sources import LIBRARIES
 
-__all__ = ["Config", "as_dict", "custom_objects", "entries", "screen"]
+__all__ = ["Config", "as_dict", "code_digest", "custom_objects", "entries", "screen"]
 
 Config = dict[str, Any]
 
@@ -64,6 +68,52 @@ def custom_objects(custom: Sequence[str]) -> dict[str, Any]:
         except AttributeError as error:
             raise ModelError(f"--custom {text!r}: {module} has no {name}") from error
     return objects
+
+
+def code_digest(custom: Sequence[str]) -> str:
+    """Return the digest of the files of ``package.module:Name``, and of all that they import beside them.
+
+    Nothing is imported. What is installed is a library, whose version is written beside the results.
+    """
+    texts: dict[str, str] = {}
+    pending = [text.partition(":")[0] for text in custom]
+    while pending:
+        module = pending.pop()
+        known = module in texts or module.split(".")[0] in LIBRARIES
+        path = None if known else _source_file(module)
+        if path is not None:
+            texts[module] = path.read_text(encoding="utf-8", errors="replace")
+            pending += _imported(texts[module], module)
+    return digest(texts)
+
+
+def _source_file(module: str) -> Path | None:
+    """Return the file of a module that is not installed, without importing the packages it is in."""
+    for folder in map(Path, sys.path):
+        stem = folder.joinpath(*module.split("."))
+        for path in (stem / "__init__.py", stem.with_name(stem.name + ".py")):
+            if path.is_file():
+                return None if {"site-packages", "dist-packages"} & set(path.parts) else path
+    return None
+
+
+def _imported(text: str, module: str) -> Iterator[str]:
+    """Yield the names of the modules that a source may import, packages around them included."""
+    try:
+        tree = ast.parse(text)
+    except SyntaxError:
+        return
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parent = module.split(".")[: -node.level] if node.level else []
+            base = ".".join([*parent, *([node.module] if node.module else [])])
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        for name in filter(None, names):
+            parts = name.split(".")
+            yield from (".".join(parts[: end + 1]) for end in range(len(parts)))
 
 
 def entries(config: Config) -> Iterator[tuple[Config, str]]:
