@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from lrfgraph.cli import main
+from lrfgraph.engine.memory import forget
 
 DATA = Path(__file__).parent / "data"
 
@@ -21,6 +22,13 @@ class Said:
 
 
 Call = Callable[..., Said]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fresh_memory() -> Iterator[None]:
+    """What one file's tests loaded serves no other's."""
+    yield
+    forget()
 
 
 @pytest.fixture

@@ -11,15 +11,15 @@ from lrfgraph.engine.events import Event, Listener
 from lrfgraph.engine.nodes import Node, Ref, Step
 from lrfgraph.engine.resolve import Resolution, Resolved, resolve
 from lrfgraph.engine.store import CorruptEntry, Store
-from lrfgraph.engine.tasks import Outcome, Work
-from lrfgraph.engine.workers import Graph, Job, Workers, workers_for
+from lrfgraph.engine.tasks import JobOutcome, Work
+from lrfgraph.engine.workers import Graph, Job, Threads, Workers
 from lrfgraph.errors import Interrupted, StoreError
 
 __all__ = ["execute", "healing"]
 
 STRIKES = 3
 
-Found = TypeVar("Found")
+Value = TypeVar("Value")
 
 
 def execute(
@@ -29,59 +29,46 @@ def execute(
     *,
     targets: Iterable[str] | None = None,
     on: Workers | None = None,
-    threads: int = 2,
-    workers: int | None = None,
-    scheduler: str | None = None,
     on_event: Listener | None = None,
     on_needed: Callable[[list[Resolved]], None] | None = None,
-    max_cache: int | None = None,
 ) -> dict[str, Ref]:
     """Compute what the store does not hold and return a Ref for every node that it holds then.
 
-    targets : the nodes that are wanted; all by default. What only cached nodes read is not computed.
-    on : workers that stay up between calls (`workers_for`); otherwise they are made from `threads`, `workers` and
-        `scheduler` for this call.
-    on_needed : told which nodes the targets stand on, before anything of them runs.
-    max_cache : bytes the cache may have; compared with what nodes declare in ``where["bytes"]`` before anything runs.
+    targets : names of the nodes whose results are asked for; all by default. What only cached nodes read is not
+        computed.
+    on : where tasks run (`workers_for`), left open for the next call; two threads by default.
+    on_needed : called with the nodes that the targets stand on, before anything of them runs.
 
     An entry that turns out damaged is discarded and computed again, and an event says so. If it is none of these
     nodes', CorruptEntry is raised after it was discarded: the earlier stage has to run again (`healing`). What a
     step raises is raised here, after the nodes running beside it have finished. Ctrl-C raises Interrupted.
     Nothing is imported, started or written if nothing is missing.
     """
-    nodes, listener = list(nodes), on_event or _deaf
+    nodes, listener, runner = list(nodes), on_event or _deaf, on or Threads(2)
     targets = None if targets is None else list(targets)
-    runner: Workers | None = None
     strikes: Counter[str] = Counter()
-    told: set[str] = set()
-    try:
-        while True:
-            resolution = resolve(nodes, steps, store)
-            for key, why in resolution.damaged.items():
-                _discard(key, why, resolution=resolution, store=store, strikes=strikes, listener=listener)
-            needed = resolution.needed(targets)
-            if on_needed:
-                on_needed(needed)
-            _tell_reused(needed, store, told, listener)
-            missing = [found for found in needed if not found.cached]
-            if not missing:
-                return {name: found.ref for name, found in resolution.nodes.items() if found.cached}
-            if runner is None:
-                _check_budget(missing, store, max_cache)
-                runner = on or workers_for(threads, workers, scheduler)
-            store.clean()
-            outcomes = _run(missing, steps, store, runner, told=told, listener=listener)
-            lost = {outcome.lost for outcome in outcomes if outcome.lost}
-            for key, why in lost:
-                _discard(key, why, resolution=resolution, store=store, strikes=strikes, listener=listener)
-            if not lost and not any(outcome.events for outcome in outcomes):
-                raise StoreError(f"cache {store.root} does not keep what is written to it; use --cache DIR")
-    finally:
-        if on is None and runner is not None:
-            runner.close()
+    announced: set[str] = set()
+    while True:
+        resolution = resolve(nodes, steps, store)
+        for key, why in resolution.damaged.items():
+            _discard(key, why, resolution=resolution, store=store, strikes=strikes, listener=listener)
+        needed = resolution.needed(targets)
+        if on_needed:
+            on_needed(needed)
+        _announce_reused(needed, store, announced, listener)
+        missing = [node for node in needed if not node.cached]
+        if not missing:
+            return {name: node.ref for name, node in resolution.nodes.items() if node.cached}
+        store.clean()
+        outcomes = _run(missing, steps, store, runner, announced=announced, listener=listener)
+        lost = {outcome.lost for outcome in outcomes if outcome.lost}
+        for key, why in lost:
+            _discard(key, why, resolution=resolution, store=store, strikes=strikes, listener=listener)
+        if not lost and not any(outcome.events for outcome in outcomes):
+            raise StoreError(f"cache {store.root} does not keep what is written to it; use --cache DIR")
 
 
-def healing(store: Store, run: Callable[[], Found], on_event: Listener | None = None) -> Found:
+def healing(store: Store, run: Callable[[], Value], on_event: Listener | None = None) -> Value:
     """Call `run`, again and again as long as it stumbles over a damaged entry, which is discarded each time.
 
     For a driver of several stages: what it reads between them may be damaged too.
@@ -105,16 +92,16 @@ def _run(
     store: Store,
     runner: Workers,
     *,
-    told: set[str],
+    announced: set[str],
     listener: Listener,
-) -> list[Outcome]:
+) -> list[JobOutcome]:
     done = 0
 
     def count(event: Event) -> None:
         nonlocal done
         if event.kind in ("finished", "waited"):
             done += 1
-            told.add(event.node)
+            announced.add(event.node)
         listener(event)
 
     try:
@@ -135,60 +122,48 @@ def graph_of(missing: Sequence[Resolved], steps: Mapping[str, Step]) -> Graph:
 
     Nodes of such a step share a job only at the same distance from the start, which keeps the graph free of cycles.
     """
-    by_name = {found.node.name: found for found in missing}
+    by_name = {resolved.node.name: resolved for resolved in missing}
     depth: dict[str, int] = {}
     groups: dict[Any, list[Resolved]] = defaultdict(list)
     job_of: dict[str, Any] = {}
     keys: dict[str, Any] = {}
     token = uuid.uuid4().hex[:8]  # a cluster remembers results by name, also those of an attempt that was discarded
-    for found in missing:
-        node = found.node
-        depth[node.name] = 1 + max((depth[above] for above in found.above if above in by_name), default=0)
-        if found.key not in keys:
+    for resolved in missing:
+        node = resolved.node
+        depth[node.name] = 1 + max((depth[above] for above in resolved.above if above in by_name), default=0)
+        if resolved.key not in keys:
             at = str(depth[node.name]) if steps[node.step].together else node.name
-            keys[found.key] = (f"{node.step}-{token}", at)
-            groups[keys[found.key]].append(found)
-        job_of[node.name] = keys[found.key]
+            keys[resolved.key] = (f"{node.step}-{token}", at)
+            groups[keys[resolved.key]].append(resolved)
+        job_of[node.name] = keys[resolved.key]
     jobs: dict[Any, Job] = {}
     for job, members in groups.items():
-        before = {job_of[above]: None for found in members for above in found.above if above in by_name}
-        works = [Work(found.node, found.key, found.components, found.inputs) for found in members]
+        before = {job_of[above]: None for member in members for above in member.above if above in by_name}
+        works = [Work(member.node, member.key, member.components, member.inputs) for member in members]
         jobs[job] = (steps[members[0].node.step], works, list(before))
     return jobs
 
 
-def _tell_reused(needed: Sequence[Resolved], store: Store, told: set[str], listener: Listener) -> None:
-    for found in needed:
-        if found.last_use is not None and found.node.name not in told:
-            told.add(found.node.name)
-            store.touch(found.key, found.last_use)
-            listener(Event("reused", found.node.name, found.node.step))
+def _announce_reused(needed: Sequence[Resolved], store: Store, announced: set[str], listener: Listener) -> None:
+    for resolved in needed:
+        if resolved.last_use is not None and resolved.node.name not in announced:
+            announced.add(resolved.node.name)
+            store.touch(resolved.key, resolved.last_use)
+            listener(Event("reused", resolved.node.name, resolved.node.step))
 
 
 def _discard(
     key: str, why: str, *, resolution: Resolution, store: Store, strikes: Counter[str], listener: Listener
 ) -> None:
-    found = next((found for found in resolution.nodes.values() if found.key == key), None)
+    owner = next((node for node in resolution.nodes.values() if node.key == key), None)
     strikes[key] += 1
     if strikes[key] > STRIKES:
         raise StoreError(f"cache {store.root} gives back other bytes than were written ({why}, {key}); use --cache DIR")
     store.discard(key)
-    name, kind = (found.node.name, found.node.step) if found else (key, key.partition("/")[0])
+    name, kind = (owner.node.name, owner.node.step) if owner else (key, key.partition("/")[0])
     listener(Event("discarded", name, kind, message=why))
-    if found is None:
+    if owner is None:
         raise CorruptEntry(key, why)
-
-
-def _check_budget(missing: Sequence[Resolved], store: Store, max_cache: int | None) -> None:
-    need = sum({found.key: int(found.node.where.get("bytes", 0)) for found in missing}.values())
-    if max_cache is None or not need:
-        return
-    used = store.bytes_used()
-    if used + need > max_cache:
-        raise StoreError(
-            f"the run needs {need:,} bytes of cache besides the {used:,} in use, "
-            f"more than run.max_cache = {max_cache:,}; raise it, or free some with 'lrfgraph cache gc'"
-        )
 
 
 def _deaf(event: Event) -> None:

@@ -89,8 +89,8 @@ class Lease:
         with _guard:
             if _held.get(self.path) == self.token:
                 del _held[self.path]
-        found = _read(self.path)
-        if found and found.get("token") == self.token:  # else it was taken over meanwhile
+        content = _read(self.path)
+        if content and content.get("token") == self.token:  # else it was taken over meanwhile
             with contextlib.suppress(OSError):
                 self.path.unlink()
 

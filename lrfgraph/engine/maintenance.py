@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import time
 from collections import defaultdict
@@ -13,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lrfgraph.engine.files import tree_bytes
 from lrfgraph.engine.leases import live
-from lrfgraph.engine.nodes import digest
+from lrfgraph.engine.nodes import digest, key_of
 from lrfgraph.engine.runs import list_runs, remove_run
-from lrfgraph.engine.store import CorruptEntry, Store, tree_bytes
+from lrfgraph.engine.store import CorruptEntry, Store
 from lrfgraph.errors import StoreError
 
 __all__ = [
@@ -27,17 +27,12 @@ __all__ = [
     "fingerprints",
     "gc",
     "list_entries",
-    "parse_age",
-    "parse_size",
     "remove",
     "usage",
     "verify",
 ]
 
 AROUND = frozenset({"tmp", "leases", "runs", "scratch", "known"})
-SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-SIZES |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-AGES = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 @dataclass(frozen=True)
@@ -84,23 +79,23 @@ class Freed:
 
 def keys_of(store: Store, kind: str | None = None) -> Iterator[str]:
     """Yield the keys of all entries that lie in the store, sound or not."""
-    for found in _folders(store.base):
-        if found.name in AROUND or (kind is not None and found.name != kind):
+    for folder in _folders(store.base):
+        if folder.name in AROUND or (kind is not None and folder.name != kind):
             continue
-        for prefix in _folders(found):
+        for prefix in _folders(folder):
             for entry in _folders(prefix):
-                yield f"{found.name}/{entry.name}"
+                yield f"{folder.name}/{entry.name}"
 
 
 def list_entries(store: Store, kind: str | None = None) -> list[EntryInfo]:
     """Return all entries whose manifest can be read, least recently used first."""
-    found = []
+    entries = []
     for key in keys_of(store, kind):
         used = store.last_use(key)
         with contextlib.suppress(CorruptEntry):
             manifest = store.manifest(key)
             size = int(manifest["bytes"]) + (store.folder(key) / "entry.json").stat().st_size
-            found.append(
+            entries.append(
                 EntryInfo(
                     key,
                     key.partition("/")[0],
@@ -111,22 +106,22 @@ def list_entries(store: Store, kind: str | None = None) -> list[EntryInfo]:
                     manifest["seconds"],
                 )
             )
-    return sorted(found, key=lambda info: (info.used, info.key))
+    return sorted(entries, key=lambda info: (info.used, info.key))
 
 
 def usage(store: Store) -> dict[str, Usage]:
     """Return entries and bytes on disk by kind, largest first; half-written things count too."""
-    found: dict[str, Usage] = {}
+    by_kind: dict[str, Usage] = {}
     counts: dict[str, int] = defaultdict(int)
     for key in keys_of(store):
         counts[key.partition("/")[0]] += 1
     for folder in _folders(store.base):
         size = tree_bytes(str(folder))
         kind = folder.name if folder.name not in AROUND - {"scratch"} else "other"
-        before = found.get(kind, Usage(0, 0))
+        before = by_kind.get(kind, Usage(0, 0))
         if size or counts.get(kind):
-            found[kind] = Usage(counts.get(kind, 0), before.bytes + size)
-    return dict(sorted(found.items(), key=lambda item: -item[1].bytes))
+            by_kind[kind] = Usage(counts.get(kind, 0), before.bytes + size)
+    return dict(sorted(by_kind.items(), key=lambda item: -item[1].bytes))
 
 
 def verify(
@@ -233,41 +228,16 @@ def fingerprints(store: Store) -> dict[str, str]:
 
     Times and versions are left out, so two stores of the same run compare equal. Raises CorruptEntry.
     """
-    said = {}
+    by_key = {}
     for key in keys_of(store):
         manifest = store.manifest(key)
-        said[key] = digest([manifest["identity"], manifest["data"], manifest["arrays"], manifest["files"]])
-    return said
-
-
-def parse_size(text: str) -> int:
-    """Read a number of bytes.
-
-    >>> parse_size("5GB"), parse_size("1.5 MiB"), parse_size("100")
-    (5000000000, 1572864, 100)
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
-    if match is None or match[2].upper() not in SIZES:
-        raise StoreError(f"sizes are written like 500MB or 5GB, received {text!r}")
-    return int(float(match[1]) * SIZES[match[2].upper()])
-
-
-def parse_age(text: str) -> float:
-    """Read a number of seconds.
-
-    >>> parse_age("30d"), parse_age("12h")
-    (2592000.0, 43200.0)
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhdw])\s*", str(text).lower())
-    if match is None:
-        raise StoreError(f"ages are written like 12h, 30d or 4w, received {text!r}")
-    return float(match[1]) * AGES[match[2]]
+        by_key[key] = digest([manifest["identity"], manifest["data"], manifest["arrays"], manifest["files"]])
+    return by_key
 
 
 def _verify_entry(store: Store, key: str) -> int:
     manifest = store.manifest(key)
-    kind = key.partition("/")[0]
-    if manifest["components"] and f"{kind}/{digest(manifest['components'])}" != key:
+    if manifest["components"] and key_of(manifest["components"]) != key:
         raise CorruptEntry(key, "the key is not the digest of its components")
     folder = store.folder(key)
     for relative in manifest["files"]:

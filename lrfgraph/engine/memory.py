@@ -1,4 +1,4 @@
-"""What a process remembers: a cache bounded by bytes, and the versions that are written into every entry."""
+"""What a process remembers: caches bounded by bytes, and the versions that are written into every entry."""
 
 from __future__ import annotations
 
@@ -6,55 +6,101 @@ import functools
 import platform
 import sys
 import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from lrfgraph import __version__
 
-__all__ = ["ARRAYS", "BoundedCache", "versions"]
+__all__ = ["ARRAYS", "BoundedCache", "array_bytes", "forget", "versions"]
 
 NOTED = ("scipy", "tensorly", "tensorflow", "keras")
 
+Value = TypeVar("Value")
+
+_caches: weakref.WeakSet[BoundedCache] = weakref.WeakSet()
+
 
 class BoundedCache:
-    """Least recently used values, up to a number of bytes together; safe for threads."""
+    """Least recently used values, up to a number of bytes together; safe for threads.
 
-    def __init__(self, limit: int) -> None:
-        self.limit, self.size = limit, 0
-        self._kept: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+    keep_last : for values that are costly to make again: the one put last is kept whatever its size. Without it, one
+        larger than half the limit is not kept, so that a scan does not displace everything.
+    """
+
+    def __init__(self, limit: int, *, keep_last: bool = False) -> None:
+        self.limit, self.keep_last, self.size = limit, keep_last, 0
+        self._values: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
         self._guard = threading.Lock()
+        _caches.add(self)
 
     def get(self, key: Hashable) -> Any:
         """Return the value, or ``None``."""
         with self._guard:
-            found = self._kept.get(key)
-            if found is None:
+            entry = self._values.get(key)
+            if entry is None:
                 return None
-            self._kept.move_to_end(key)
-            return found[0]
+            self._values.move_to_end(key)
+            return entry[0]
+
+    def get_or_make(self, key: Hashable, make: Callable[[], Value], size_of: Callable[[Value], int]) -> Value:
+        """Return the value, made and put if it is absent; two threads may make it at once."""
+        value: Value | None = self.get(key)
+        if value is None:
+            value = make()
+            self.put(key, value, size_of(value))
+        return value
 
     def put(self, key: Hashable, value: Any, size: int) -> None:
-        """Keep a value of `size` bytes; one larger than half the limit is not kept."""
-        if size > self.limit // 2:
-            return
+        """Keep a value of `size` bytes, in place of what was there."""
         with self._guard:
-            self.size += size - self._kept.pop(key, (None, 0))[1]
-            self._kept[key] = (value, size)
-            while self.size > self.limit:
-                self.size -= self._kept.popitem(last=False)[1][1]
+            self._remove(key)
+            if not self.keep_last and size > self.limit // 2:
+                return
+            self._values[key] = (value, size)
+            self.size += size
+            while self.size > self.limit and len(self._values) > self.keep_last:
+                self._remove(next(iter(self._values)))
+
+    def take(self, key: Hashable) -> Any:
+        """Remove a value and return it, or ``None``: for what one thread alone may use at a time."""
+        with self._guard:
+            return self._remove(key)
 
     def clear(self) -> None:
         """Forget everything."""
         with self._guard:
-            self._kept.clear()
+            self._values.clear()
             self.size = 0
+
+    def _remove(self, key: Hashable) -> Any:
+        value, size = self._values.pop(key, (None, 0))
+        self.size -= size
+        return value
 
 
 ARRAYS = BoundedCache(512 << 20)
+
+
+def forget() -> None:
+    """Empty every cache of this process, so that all is read from disk and made again, as by a new one."""
+    for cache in list(_caches):
+        cache.clear()
+
+
+def array_bytes(value: object) -> int:
+    """Return the bytes of all NumPy arrays that a value holds: in containers, and as attributes of objects."""
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if isinstance(value, Mapping):
+        return sum(map(array_bytes, value.values()))
+    if isinstance(value, list | tuple):
+        return sum(map(array_bytes, value))
+    return array_bytes(vars(value)) if hasattr(value, "__dict__") else 0
 
 
 def versions() -> dict[str, str]:

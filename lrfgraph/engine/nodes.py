@@ -55,7 +55,7 @@ class Node:
 
     name : for people, reads like a path: ``conv2d_3/tucker/24x31/score``.  step : entry of the step table.
     params : only what the step reads; JSON values.  inputs : by name, other nodes' names or finished results.
-    where : what a step must know to find its bytes but that does not change the result (a file's path);
+    locators : what a step must know to find its bytes but that does not change the result (a file's path);
         never part of the key.
     """
 
@@ -63,7 +63,7 @@ class Node:
     step: str
     params: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, str | Ref] = field(default_factory=dict)
-    where: Mapping[str, Any] = field(default_factory=dict)
+    locators: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Input(Protocol):
@@ -89,7 +89,7 @@ class Task:
     name: str
     params: Mapping[str, Any]
     inputs: Mapping[str, Input]
-    where: Mapping[str, Any]
+    locators: Mapping[str, Any]
     scratch: Callable[[], Path]
     progress: Callable[[int, int, str], None]
 
@@ -127,7 +127,10 @@ class Step:
 
 
 def components_of(node: Node, version: int, identities: Mapping[str, str]) -> dict[str, Any]:
-    """Return what `key_of` digests, readable: kept in the manifest so that a miss can be explained later."""
+    """Return what `key_of` digests, readable: kept in the manifest so that a miss can be explained later.
+
+    version : of the node's step.  identities : of its inputs, by name.
+    """
     return {
         "step": node.step,
         "version": version,
@@ -136,6 +139,6 @@ def components_of(node: Node, version: int, identities: Mapping[str, str]) -> di
     }
 
 
-def key_of(node: Node, version: int, identities: Mapping[str, str]) -> str:
-    """Return the key ``step/digest`` of a node whose inputs have these identities."""
-    return f"{node.step}/{digest(components_of(node, version, identities))}"
+def key_of(components: Mapping[str, Any]) -> str:
+    """Return the key ``step/digest`` of a node: the one way from components to a key."""
+    return f"{components['step']}/{digest(components)}"

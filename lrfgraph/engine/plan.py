@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -100,56 +100,54 @@ def plan(resolution: Resolution, store: Store, targets: Iterable[str] | None = N
     Reads at most `INDEXED` manifests of a kind, and only of kinds that have missing nodes.
     """
     needed = resolution.needed(targets)
-    indexes = {step: _index(store, step) for step in {found.node.step for found in needed if not found.cached}}
+    indexes = {kind: _index(store, kind) for kind in {resolved.node.step for resolved in needed if not resolved.cached}}
     whys: dict[str, str] = {}
     planned = []
-    for found in needed:
-        node = found.node
-        if found.cached:
-            planned.append(PlannedNode(node.name, node.step, found.key, cached=True))
+    for resolved in needed:
+        node = resolved.node
+        if resolved.cached:
+            planned.append(PlannedNode(node.name, node.step, resolved.key, cached=True))
             continue
         index = indexes[node.step]
-        whys[node.name] = _why(found, index, whys)
-        seconds, size = index.seconds, node.where.get("bytes", index.bytes)
-        planned.append(PlannedNode(node.name, node.step, found.key, False, whys[node.name], seconds, size))
+        why = whys[node.name] = _why(resolved, index, whys)
+        planned.append(PlannedNode(node.name, node.step, resolved.key, False, why, index.seconds, index.bytes))
     counted = {node.key: node for node in planned if not node.cached}.values()
     by_step: dict[str, list[PlannedNode]] = defaultdict(list)
     for one in counted:
         by_step[one.step].append(one)
-    return Plan(tuple(planned), {step: _sum(found) for step, found in by_step.items()}, _sum(counted))
+    return Plan(tuple(planned), {step: _sum(members) for step, members in by_step.items()}, _sum(counted))
 
 
-def _sum(nodes: Iterable[PlannedNode]) -> Estimate:
-    found = list(nodes)
+def _sum(nodes: Collection[PlannedNode]) -> Estimate:
     return Estimate(
-        len(found),
-        sum(node.seconds or 0.0 for node in found),
-        sum(node.bytes or 0 for node in found),
-        sum(node.seconds is None for node in found),
+        len(nodes),
+        sum(node.seconds or 0.0 for node in nodes),
+        sum(node.bytes or 0 for node in nodes),
+        sum(node.seconds is None for node in nodes),
     )
 
 
-def _why(found: Resolved, index: _Index, whys: Mapping[str, str]) -> str:
+def _why(resolved: Resolved, index: _Index, whys: Mapping[str, str]) -> str:
     """Say which component differs from the nearest entry; what differs in an input is that input's reason."""
-    parts = _flatten(found.components)
-    nearest = index.nearest(found.node.name, parts)
+    parts = _flatten(resolved.components)
+    nearest = index.nearest(resolved.node.name, parts)
     if nearest is None:
         return "never computed"
     differing = _differing(nearest.parts, parts)
     if not differing:
         return "another run is just computing it"
-    said = []
+    reasons = []
     for part in differing[:MANY_SHOWN]:
         head, _, name = part.partition(".")
         if head == "inputs" and part in parts:
-            source = found.node.inputs[name]
+            source = resolved.node.inputs[name]
             reason = whys.get(source, "") if isinstance(source, str) else ""
-            said.append(f"input {name} differs" + (f" because {reason}" if reason else ""))
+            reasons.append(f"input {name} differs" + (f" because {reason}" if reason else ""))
         else:
-            said.append(f"{part} {_short(nearest.parts.get(part))} → {_short(parts.get(part))}")
+            reasons.append(f"{part} {_short(nearest.parts.get(part))} → {_short(parts.get(part))}")
     if len(differing) > MANY_SHOWN:
-        said.append(f"{len(differing) - MANY_SHOWN} more")
-    return ", ".join(said)
+        reasons.append(f"{len(differing) - MANY_SHOWN} more")
+    return ", ".join(reasons)
 
 
 def _index(store: Store, kind: str) -> _Index:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lrfgraph.engine.nodes import Node, Ref, Step, components_of, digest
+from lrfgraph.engine.nodes import Node, Ref, Step, components_of, key_of
 from lrfgraph.engine.store import CorruptEntry, Store
 from lrfgraph.errors import StoreError
 
@@ -54,20 +54,16 @@ class Resolution:
         """Return the nodes that `targets` (all by default) stand on, in order: a cached node needs nothing."""
         if targets is None:
             return list(self.nodes.values())
-        wanted, waiting = set(), list(targets)
+        names, waiting = set(), list(targets)
         while waiting:
             name = waiting.pop()
             if name not in self.nodes:
                 raise StoreError(f"the graph has no node {name!r} to compute")
-            if name not in wanted:
-                wanted.add(name)
+            if name not in names:
+                names.add(name)
                 if not self.nodes[name].cached:
                     waiting += self.nodes[name].above
-        return [found for name, found in self.nodes.items() if name in wanted]
-
-    def missing(self, targets: Iterable[str] | None = None) -> list[Resolved]:
-        """Return those of the needed nodes that must run, in order."""
-        return [found for found in self.needed(targets) if not found.cached]
+        return [node for name, node in self.nodes.items() if name in names]
 
 
 def resolve(nodes: Iterable[Node], steps: Mapping[str, Step], store: Store) -> Resolution:
@@ -77,7 +73,7 @@ def resolve(nodes: Iterable[Node], steps: Mapping[str, Step], store: Store) -> R
     does not grow with what other runs left there. Raises StoreError for a graph that is not one: a name twice, an
     unknown step or input, a cycle, or a reader of a decision that is not made yet.
     """
-    found: dict[str, Resolved] = {}
+    resolved: dict[str, Resolved] = {}
     damaged: dict[str, str] = {}
     for node in _in_order(list(nodes)):
         step = steps.get(node.step)
@@ -88,20 +84,20 @@ def resolve(nodes: Iterable[Node], steps: Mapping[str, Step], store: Store) -> R
             if isinstance(source, Ref):
                 inputs[name] = source
                 continue
-            above = found[source]
+            above = resolved[source]
             if steps[above.node.step].decides and not above.cached:
                 raise StoreError(f"{node.name} reads {source}, a decision that is not made yet; it is a later stage")
             inputs[name] = above.ref
         components = components_of(node, step.version, {name: ref.identity for name, ref in inputs.items()})
-        key = identity = f"{node.step}/{digest(components)}"
+        key = identity = key_of(components)
         last_use = store.last_use(key)
         if step.decides and last_use is not None:
             try:
                 identity = str(store.manifest(key)["identity"])
             except CorruptEntry as error:
                 damaged[key], last_use = error.why, None
-        found[node.name] = Resolved(node, key, identity, components, inputs, last_use)
-    return Resolution(found, damaged)
+        resolved[node.name] = Resolved(node, key, identity, components, inputs, last_use)
+    return Resolution(resolved, damaged)
 
 
 def _in_order(nodes: Sequence[Node]) -> list[Node]:

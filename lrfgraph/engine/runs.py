@@ -34,7 +34,7 @@ class RunRecord:
 
 
 class LiveRun:
-    """A run while it goes on; a context manager. What it names is safe from `care.gc` until it is closed.
+    """A run while it goes on; a context manager. What it names is safe from `maintenance.gc` until it is closed.
 
     Until then its record on disk also keeps what an earlier run of its name stood on: a rerun names the same
     entries, and finds them written down already.
@@ -89,8 +89,8 @@ def start_run(store: Store, name: str, keys: Iterable[str] = ()) -> LiveRun:
     before = _read(store, _path(store, own))
     pinned = bool(before and before.pinned)
     earlier = before.keys if before else ()
-    kept = earlier if pinned else ()  # a rerun that is cut short takes nothing from what is pinned
-    record = RunRecord(own, tuple(dict.fromkeys([*kept, *keys])), pinned, round(time.time(), 3))
+    inherited = earlier if pinned else ()  # a rerun that is cut short takes nothing from what is pinned
+    record = RunRecord(own, tuple(dict.fromkeys([*inherited, *keys])), pinned, round(time.time(), 3))
     try:
         _write(store, replace(record, keys=tuple(dict.fromkeys([*record.keys, *earlier]))))
     except StoreError:
@@ -105,8 +105,8 @@ def list_runs(store: Store) -> list[RunRecord]:
         paths = sorted((store.base / "runs").glob("*.json"))
     except OSError:
         return []
-    found = [record for path in paths if (record := _read(store, path)) is not None]
-    return sorted(found, key=lambda record: record.created)
+    records = [record for path in paths if (record := _read(store, path)) is not None]
+    return sorted(records, key=lambda record: record.created)
 
 
 def pin(store: Store, name: str, pinned: bool = True) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import itertools
 import json
 import os
@@ -25,12 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfgraph.engine import leases
-from lrfgraph.engine.memory import ARRAYS, BoundedCache, versions
+from lrfgraph.engine.entry import CorruptEntry, Entry
+from lrfgraph.engine.files import age, checksum, file_checksum, flush_one, flush_tree, members, tree_bytes, write
+from lrfgraph.engine.memory import BoundedCache, versions
 from lrfgraph.engine.nodes import Ref, Result
-from lrfgraph.engine.zarr_format import decode, describe, encode
+from lrfgraph.engine.zarr_format import describe, encode
 from lrfgraph.errors import StoreError
 
-__all__ = ["FORMAT", "SYNC_SECONDS", "CorruptEntry", "Entry", "Store", "tree_bytes"]
+__all__ = ["FORMAT", "SYNC_SECONDS", "CorruptEntry", "Entry", "Store"]
 
 FORMAT = 1
 SYNC_SECONDS = 0.5
@@ -40,80 +41,8 @@ FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 _manifests = BoundedCache(32 << 20)
-_verified: dict[str, tuple[int, int, int]] = {}
+_verified = BoundedCache(16 << 20)
 _count = itertools.count()
-
-
-class CorruptEntry(StoreError):  # noqa: N818 - names a thing, as Interrupted does
-    """An entry that is damaged or gone; whoever can compute it again discards it and does."""
-
-    def __init__(self, key: str, why: str) -> None:
-        super().__init__(key, why)
-        self.key, self.why = key, why
-
-    def __str__(self) -> str:
-        return f"cache entry {self.key}: {self.why}; run the same command again and it is computed anew"
-
-
-class Entry:
-    """One finished result as a step reads it (`nodes.Input`); nothing is read until it is asked for.
-
-    Arrays are read-only and kept in a cache of bounded bytes; with a `part`, names are relative to it. All
-    methods raise CorruptEntry where the disk does not hold what the manifest promises.
-    """
-
-    def __init__(self, store: Store, key: str, identity: str, part: str = "") -> None:
-        self.store, self.key, self.identity = store, key, identity
-        self.prefix = f"{part.rstrip('/')}/" if part else ""
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        """Everything that is written about the entry."""
-        return self.store.manifest(self.key)
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """The small results; shared between readers, so not to be changed."""
-        data: dict[str, Any] = self.manifest["data"]
-        return data
-
-    def names(self) -> list[str]:
-        """Return the names of the arrays, sorted."""
-        start = len(self.prefix)
-        return sorted(name[start:] for name in self.manifest["arrays"] if name.startswith(self.prefix))
-
-    def array(self, name: str) -> NDArray[Any]:
-        """Return one array, read-only; raises KeyError if the entry has none of this name."""
-        full, manifest = self.prefix + name, self.manifest
-        if full not in manifest["arrays"]:
-            raise KeyError(f"{manifest['name']} ({self.key}) has no array {full!r}; it has {self.names()}")
-        at = (str(self.store.root), self.key, manifest["digest"], full)
-        kept: NDArray[Any] | None = ARRAYS.get(at)
-        if kept is None:
-            try:
-                kept = decode(manifest["arrays"][full], lambda chunk: self._read(f"{full}/{chunk}"))
-            except ValueError as error:
-                raise CorruptEntry(self.key, f"array {full} cannot be read ({error})") from error
-            kept.flags.writeable = False
-            ARRAYS.put(at, kept, kept.nbytes)
-        return kept
-
-    def file(self, name: str) -> Path:
-        """Return the path of one file, its checksum verified; raises KeyError if there is none of this name."""
-        if f"files/{name}" not in self.manifest["files"]:
-            raise KeyError(f"{self.manifest['name']} ({self.key}) has no file {name!r}")
-        self.store.check_file(self.key, f"files/{name}")
-        return self.store.folder(self.key) / "files" / name
-
-    def _read(self, relative: str) -> NDArray[np.uint8]:
-        if relative not in self.manifest["files"]:
-            raise CorruptEntry(self.key, f"{relative} is missing")
-        try:
-            content = np.fromfile(self.store.folder(self.key) / relative, np.uint8)
-        except OSError as error:
-            raise CorruptEntry(self.key, f"{relative} cannot be read ({error.strerror})") from error
-        self.store.check_file(self.key, relative, content)
-        return content
 
 
 class Store:
@@ -168,9 +97,9 @@ class Store:
             with open(path, "rb", buffering=0) as file:
                 stat = os.fstat(file.fileno())
                 at = (path, stat.st_ino, stat.st_size, stat.st_ctime_ns)
-                kept: dict[str, Any] | None = _manifests.get(at)
-                if kept is not None:
-                    return kept
+                remembered: dict[str, Any] | None = _manifests.get(at)
+                if remembered is not None:
+                    return remembered
                 content = file.readall()
         except FileNotFoundError as error:
             raise CorruptEntry(key, "the manifest is missing") from error
@@ -187,21 +116,21 @@ class Store:
 
         Raises CorruptEntry.
         """
-        expected, checksum = self.manifest(key)["files"][relative]
+        size, expected = self.manifest(key)["files"][relative]
         path = f"{self._path(key)}/{relative}"
         try:
             stat = os.stat(path)
-            if stat.st_size != expected:
-                raise CorruptEntry(key, f"{relative} has {stat.st_size} bytes instead of {expected}")
+            if stat.st_size != size:
+                raise CorruptEntry(key, f"{relative} has {stat.st_size} bytes instead of {size}")
             state = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
             if not again and _verified.get(path) == state:
                 return
-            found = _digest_file(path) if content is None else _blake(content.data if content.size else b"")
+            actual = file_checksum(path) if content is None else checksum(content.data if content.size else b"")
         except OSError as error:
             raise CorruptEntry(key, f"{relative} cannot be read ({error.strerror})") from error
-        if found != checksum:
+        if actual != expected:
             raise CorruptEntry(key, f"{relative} is damaged (wrong checksum)")
-        _verified[path] = state
+        _verified.put(path, state, len(path) + 256)
 
     def scratch(self, key: str) -> Path:
         """Return a folder that outlives an interrupted attempt at this key; it goes when the entry is committed."""
@@ -251,10 +180,10 @@ class Store:
                     "versions": versions(),
                 }
                 text = json.dumps(manifest, separators=(",", ":"), allow_nan=False, default=_plain).encode()
-                content = b'{"digest":"' + _blake(text).encode() + b'",' + text[1:]
-                _write(temporary / "entry.json", [content])
+                content = b'{"digest":"' + checksum(text).encode() + b'",' + text[1:]
+                write(temporary / "entry.json", [content])
                 if seconds > SYNC_SECONDS:
-                    _flush(temporary)
+                    flush_tree(temporary)
                 self._publish(temporary, key, seconds > SYNC_SECONDS)
                 shutil.rmtree(self.base / "scratch" / key.replace("/", "-"), ignore_errors=True)
         finally:
@@ -283,28 +212,28 @@ class Store:
         """
         if state is None:
             return read()
-        path = self.base / "known" / _blake(state.encode())
+        path = self.base / "known" / checksum(state.encode())
         with contextlib.suppress(OSError, ValueError):
-            value, checksum = path.read_text(encoding="ascii").split()
-            if checksum == _blake(f"{state} {value}".encode()):
+            value, seal = path.read_text(encoding="ascii").split()
+            if seal == checksum(f"{state} {value}".encode()):
                 return value
         value = read()
         if keep:
             partial = path.with_name(f".{path.name}.{os.getpid()}.{next(_count)}")
             with contextlib.suppress(OSError):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                partial.write_text(f"{value} {_blake(f'{state} {value}'.encode())}", encoding="ascii")
+                partial.write_text(f"{value} {checksum(f'{state} {value}'.encode())}", encoding="ascii")
                 partial.replace(path)
         return value
 
     def clean(self) -> None:
         """Remove what dead processes left half-written, and their leases; best effort."""
-        for path in _listed(self.base / "tmp"):
+        for path in members(self.base / "tmp"):
             host, pid, started, _ = [*path.name.split(".")[:3], "0", "0", "0"][:4]
             dead = pid.isdigit() and started.isdigit() and leases.owner_is_dead(host, int(pid), int(started))
-            if dead or _age(path) > LEFTOVER_AGE:
+            if dead or age(path) > LEFTOVER_AGE:
                 shutil.rmtree(path, ignore_errors=True)
-        for path in _listed(self.base / "leases"):
+        for path in members(self.base / "leases"):
             leases.sweep(path)
 
     @contextlib.contextmanager
@@ -351,7 +280,7 @@ class Store:
                 self.discard(key)
             else:
                 if flush:
-                    _flush_one(parent)
+                    flush_one(parent)
                 return
         raise StoreError(f"cache {self.root}: {key} cannot be put in its place {place}; remove what lies there")
 
@@ -359,31 +288,21 @@ class Store:
 def _write_files(folder: Path, result: Result) -> dict[str, tuple[int, str]]:
     """Write arrays and move files into `folder`; returns size and checksum of each."""
     files: dict[str, tuple[int, str]] = {}
-    made = {""}
+    folders = {""}
     for relative, buffers in encode(result.arrays):
         above = relative.rpartition("/")[0]
-        if above not in made:
+        if above not in folders:
             os.makedirs(folder / above, exist_ok=True)
-            made.add(above)
-        files[relative] = _write(folder / relative, buffers)
+            folders.add(above)
+        files[relative] = write(folder / relative, buffers)
     for name, source in sorted(result.files.items()):
         if not name or "/" in name or name in (".", ".."):
             raise ValueError(f"names of files are plain, received {name!r}")
         (folder / "files").mkdir(exist_ok=True)
         target = folder / "files" / name
         shutil.move(source, target)
-        files[f"files/{name}"] = (target.stat().st_size, _digest_file(str(target)))
+        files[f"files/{name}"] = (target.stat().st_size, file_checksum(str(target)))
     return files
-
-
-def _write(path: Path, buffers: list[Any]) -> tuple[int, str]:
-    state, size = hashlib.blake2b(digest_size=20), 0
-    with open(path, "wb") as file:
-        for buffer in buffers:
-            file.write(buffer)
-            state.update(buffer)
-            size += len(buffer)
-    return size, state.hexdigest()
 
 
 def _parse_manifest(key: str, content: bytes) -> dict[str, Any]:
@@ -391,7 +310,7 @@ def _parse_manifest(key: str, content: bytes) -> dict[str, Any]:
     if (
         content[:11] != b'{"digest":"'
         or content[51:53] != b'",'
-        or _blake(b"{" + content[53:]) != content[11:51].decode("ascii", "replace")
+        or checksum(b"{" + content[53:]) != content[11:51].decode("ascii", "replace")
     ):
         raise CorruptEntry(key, "the manifest is damaged")
     manifest: dict[str, Any] = json.loads(content)
@@ -400,62 +319,7 @@ def _parse_manifest(key: str, content: bytes) -> dict[str, Any]:
     return manifest
 
 
-def _blake(content: Any) -> str:
-    return hashlib.blake2b(content, digest_size=20).hexdigest()
-
-
-def _digest_file(path: str) -> str:
-    state = hashlib.blake2b(digest_size=20)
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            state.update(block)
-    return state.hexdigest()
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"results are JSON values, received {type(value).__name__}")
-
-
-def _flush(folder: Path) -> None:
-    for path, _, names in os.walk(folder):
-        for name in names:
-            _flush_one(os.path.join(path, name))
-        _flush_one(path)
-
-
-def _flush_one(path: str) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def tree_bytes(folder: str) -> int:
-    """Return the bytes of all files below a folder; what vanishes meanwhile does not count."""
-    total, waiting = 0, [folder]
-    while waiting:
-        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as listed:
-            for item in listed:
-                if item.is_dir(follow_symlinks=False):
-                    waiting.append(item.path)
-                else:
-                    with contextlib.suppress(OSError):
-                        total += item.stat(follow_symlinks=False).st_size
-    return total
-
-
-def _listed(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except OSError:
-        return []
-
-
-def _age(path: Path) -> float:
-    try:
-        return time.time() - path.lstat().st_mtime
-    except OSError:
-        return 0.0

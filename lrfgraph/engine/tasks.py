@@ -1,6 +1,6 @@
 """What happens inside one Dask task: lease, compute, commit. The same on a thread and on a remote worker.
 
-A task never raises: it hands back an Outcome, so that one damaged input or one failing step does not take down
+A task never raises: it hands back a JobOutcome, so that one damaged input or one failing step does not take down
 what runs beside it.
 """
 
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Protocol
 
 from lrfgraph.engine.events import Event, Listener
@@ -18,7 +19,7 @@ from lrfgraph.engine.leases import Lease, Waiting
 from lrfgraph.engine.nodes import Node, Ref, Result, Step, Task
 from lrfgraph.engine.store import CorruptEntry, Store
 
-__all__ = ["Context", "Local", "Outcome", "Work", "compute"]
+__all__ = ["Context", "JobOutcome", "Local", "Work", "compute"]
 
 POLL = (0.002, 0.1)
 
@@ -34,7 +35,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobOutcome:
     """What became of a task.
 
     events : ``finished`` and ``waited``, one a node.  lost : key of a damaged input, and why.
@@ -100,13 +101,13 @@ class _StoppedError(Exception):
     """The run was stopped while the task waited."""
 
 
-def compute(works: Sequence[Work], step: Step, context: Context, *before: Outcome) -> Outcome:
+def compute(works: Sequence[Work], step: Step, context: Context, *before: JobOutcome) -> JobOutcome:
     """Compute nodes of one step and commit each; `before` are the outcomes of what they read.
 
     With several works, `step.together` computes those that no other run has committed meanwhile, in one pass.
     """
     if context.stopped() or any(outcome.idle or outcome.lost or outcome.error for outcome in before):
-        return Outcome(idle=True)
+        return JobOutcome(idle=True)
     leases: dict[str, Lease] = {}
     events: list[Event] = []
     try:
@@ -127,17 +128,17 @@ def compute(works: Sequence[Work], step: Step, context: Context, *before: Outcom
             events.append(event)
             context.emit(event)
     except CorruptEntry as error:
-        return Outcome(tuple(events), lost=(error.key, error.why))
+        return JobOutcome(tuple(events), lost=(error.key, error.why))
     except _StoppedError:
-        return Outcome(tuple(events), idle=True)
+        return JobOutcome(tuple(events), idle=True)
     except Exception as error:
         context.stop()
-        return Outcome(tuple(events), error=error)
+        return JobOutcome(tuple(events), error=error)
     finally:
         for lease in leases.values():
             with suppress(OSError):
                 context.drops(lease)
-    return Outcome(tuple(events))
+    return JobOutcome(tuple(events))
 
 
 def _lease(work: Work, context: Context) -> Lease | None:
@@ -174,20 +175,17 @@ def _results(works: Sequence[Work], step: Step, context: Context) -> Iterator[tu
             yield work, result, time.monotonic() - started
             started = time.monotonic()
         return
-    results = iter(step.together(tasks))
-    wrong = f"step {step.name} gave another number of results than the {len(works)} nodes it was handed"
     share = 0.0
-    for index, work in enumerate(works):
-        given = next(results, None)
-        if given is None:
-            raise ValueError(wrong)
+    for index, (one, output) in enumerate(zip_longest(works, step.together(tasks))):
+        if one is None or output is None:
+            raise ValueError(
+                f"step {step.name} gave another number of results than the {len(works)} nodes it was handed"
+            )
         now = time.monotonic()
         if index == 0:  # what came before the first result served all of them
             share = (now - started) / len(works)
-        yield work, given, share if index == 0 else share + now - started
+        yield one, output, share if index == 0 else share + now - started
         started = time.monotonic()
-    if next(results, None) is not None:
-        raise ValueError(wrong)
 
 
 def _commit(work: Work, step: Step, result: Result, seconds: float, store: Store) -> Event:
@@ -212,4 +210,4 @@ def _task(work: Work, context: Context) -> Task:
 
     scratch: Callable[[], Any] = lambda: store.scratch(work.key)  # noqa: E731
     inputs = {name: store.open(ref) for name, ref in work.inputs.items()}
-    return Task(node.name, node.params, inputs, node.where, scratch, progress)
+    return Task(node.name, node.params, inputs, node.locators, scratch, progress)

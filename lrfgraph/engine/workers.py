@@ -17,7 +17,7 @@ from lrfgraph.engine.events import Event, Listener
 from lrfgraph.engine.leases import Lease
 from lrfgraph.engine.nodes import Step
 from lrfgraph.engine.store import Store
-from lrfgraph.engine.tasks import Local, Outcome, Work, compute
+from lrfgraph.engine.tasks import JobOutcome, Local, Work, compute
 
 __all__ = ["Cluster", "Graph", "Job", "Threads", "Workers", "one_blas_thread", "workers_for"]
 
@@ -35,7 +35,7 @@ Graph = Mapping[Any, Job]
 class Workers(Protocol):
     """Something that runs a graph of jobs ``{key: (step, works, keys of what must come first)}``."""
 
-    def run(self, graph: Graph, store: Store, listener: Listener) -> list[Outcome]:
+    def run(self, graph: Graph, store: Store, listener: Listener) -> list[JobOutcome]:
         """Run all jobs; on KeyboardInterrupt stop within two seconds and raise it on."""
         ...
 
@@ -56,7 +56,7 @@ class Threads:
     def __init__(self, count: int) -> None:
         self.count = max(1, count)
 
-    def run(self, graph: Graph, store: Store, listener: Listener) -> list[Outcome]:
+    def run(self, graph: Graph, store: Store, listener: Listener) -> list[JobOutcome]:
         from dask import threaded
 
         context = Local(store, listener)
@@ -92,7 +92,7 @@ class Cluster:
         self._client: Any = None
         self._cluster: Any = None
 
-    def run(self, graph: Graph, store: Store, listener: Listener) -> list[Outcome]:
+    def run(self, graph: Graph, store: Store, listener: Listener) -> list[JobOutcome]:
         from distributed import as_completed
 
         client = self._start()
@@ -104,7 +104,7 @@ class Cluster:
                 listener(event)
 
         client.subscribe_topic(topic, lambda message: emit(Event(**message[1]["event"])))
-        outcomes: list[Outcome] = []
+        outcomes: list[JobOutcome] = []
         futures: list[Any] = []
         try:
             futures = client.get(_tasks(graph, Remote(store, topic)), list(graph), sync=False)
@@ -138,7 +138,7 @@ class Cluster:
         """Stop now: closing waits for what the processes are at, and killing them costs only the nodes in flight."""
         for nanny in getattr(self._cluster, "workers", {}).values():
             with contextlib.suppress(OSError, AttributeError, TypeError):
-                nanny.close_gracefully()  # a nanny that is not told starts its process anew
+                nanny.close_gracefully()  # a nanny that does not know starts its process anew
                 os.kill(nanny.pid, signal.SIGKILL)
         self.close(patience=0.5)
 
@@ -167,7 +167,7 @@ class Remote:
 
     def emit(self, event: Event) -> None:
         if event.kind in ("finished", "waited"):
-            return  # told by the outcome
+            return  # the outcome brings it
         from distributed import get_worker
 
         get_worker().log_event(self.topic, {"event": vars(event)})  # distributed adds the worker beside it
@@ -194,7 +194,7 @@ def _tasks(graph: Graph, context: Any) -> dict[Any, Any]:
     }
 
 
-def _compute(works: Sequence[Work], step: Step, context: Any, *before: Outcome) -> Outcome:
+def _compute(works: Sequence[Work], step: Step, context: Any, *before: JobOutcome) -> JobOutcome:
     if isinstance(context, Remote):
         with one_blas_thread():
             return compute(works, step, context, *before)

@@ -1,4 +1,4 @@
-"""How alike a layer's outputs stay when its kernel is replaced: cosine, relative error, linear CKA.
+"""Similarity of a layer's outputs before and after its kernel is replaced: cosine, relative error, linear CKA.
 
 At the linear output all three follow from the input moments alone; after an activation they are taken on the
 sampled rows. All metrics rise towards 1.

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from lrfgraph.layers.spec import Array, LayerSpec
-from lrfgraph.network.graph import Call, Program, flatten, run
+from lrfgraph.network.graph import Call, Graph, flatten, run
 from lrfgraph.network.heads import Head
+from lrfgraph.network.operations import linear_output
 
 __all__ = ["curvature"]
 
@@ -42,10 +43,10 @@ def curvature(
     """
     import tensorflow as tf
 
-    program = flatten(model)
+    graph = flatten(model)
     index = {layer.name: i for i, layer in enumerate(layers)}
 
-    last = _last(program)
+    last = _last(graph)
     has_open_end = head.link == _activation_name(last.operation)
 
     def answer(x: Any, seen: Callable[[int, Any], None]) -> Any:
@@ -62,7 +63,7 @@ def curvature(
                 seen(index[call.path], linear)
             return linear if open_end else finish(linear)
 
-        outputs = run(program, {program.inputs[0]: x}, handler)[program.outputs[0]]
+        outputs = run(graph, {graph.inputs[0]: x}, handler)[graph.outputs[0]]
         return head.of_tensor(outputs, logits=has_open_end)
 
     first = np.asarray(answer(images[:MOST_ANSWERS], lambda number, linear: None))
@@ -99,8 +100,8 @@ def curvature(
     return [total / len(images) / _spread(layer) for layer, total in zip(layers, sums, strict=True)]
 
 
-def _last(program: Program) -> Call:
-    return next(call for call in program.calls if program.outputs[0] in call.outputs)
+def _last(graph: Graph) -> Call:
+    return next(call for call in graph.calls if graph.outputs[0] in call.outputs)
 
 
 def _activation_name(operation: Any) -> str:
@@ -122,27 +123,15 @@ def _temperature(logits: Array, softness: float) -> float:
     return high if softness > 0 and high > 1.001 else 1.0
 
 
-def linear_output(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
-    """Call a layer without its fused activation; return its linear output and what finishes the call."""
-    import keras
-
-    if not hasattr(operation, "activation"):
-        return operation(*args, **kwargs), keras.activations.linear
-    # a twin with the same variables: the layer itself may be running in another thread, and keeps its activation
-    twin = object.__new__(type(operation))
-    vars(twin).update(vars(operation) | {"activation": keras.activations.linear})
-    return twin(*args, **kwargs), operation.activation
-
-
 def _second_moment(layer: LayerSpec, g: Any) -> Any:
     import tensorflow as tf
 
-    if layer.data_format == "channels_first" and layer.family != "dense":
+    if layer.data_format == "channels_first":
         g = tf.experimental.numpy.moveaxis(g, 1, -1)
     flat = tf.reshape(g, (-1, layer.groups, layer.outputs))
     return tf.einsum("ngo,ngp->gop", flat, flat)
 
 
 def _spread(layer: LayerSpec) -> float:
-    """A transposed convolution scatters each input over prod(strides) as many outputs as there are inputs."""
-    return float(prod(layer.strides)) if layer.family == "transposed" else 1.0
+    """Return how many outputs there are for each input, where a layer scatters its inputs."""
+    return float(prod(layer.strides)) if layer.family.scatters else 1.0

@@ -15,9 +15,9 @@ import numpy as np
 
 from lrfgraph.layers.pieces import Piece, native_kernel
 from lrfgraph.layers.spec import Array, LayerSpec
-from lrfgraph.network.graph import Program, flatten, run
+from lrfgraph.network.graph import Graph, flatten, run
 from lrfgraph.network.heads import Head
-from lrfgraph.network.repair.streams import kernel_variable
+from lrfgraph.network.operations import kernel_variable
 
 __all__ = ["Probe", "probe"]
 
@@ -76,7 +76,7 @@ def probe(
 class _Forward:
     """Runs parts of a network, keeping only values that are still read."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Graph) -> None:
         self.program, self.uses = program, program.last_use()
 
     def first(self, path: str) -> int:

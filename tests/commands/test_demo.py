@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import DATA
 
 from lrfgraph import demo
 from lrfgraph.images.preprocessing import preprocessing
@@ -13,14 +14,12 @@ from lrfgraph.network.evaluating import measure, predict
 from lrfgraph.network.heads import HEADS
 from lrfgraph.options.recipe import DataOptions
 
-TESTS = Path(__file__).parent.parent / "data"
-
 
 @pytest.mark.parametrize(
     ("model", "options", "shape", "at_least"),
     [
         (demo.MODEL, demo.recipe().data, (28, 28, 1), 0.985),
-        (TESTS / "tiny_cnn.keras", DataOptions(source=str(TESTS / "tiny_digits.npz"), scale=1 / 255), (14, 14, 1), 0.9),
+        (DATA / "tiny_cnn.keras", DataOptions(source=str(DATA / "tiny_digits.npz"), scale=1 / 255), (14, 14, 1), 0.9),
     ],
 )
 def test_shipped_models_are_good_on_shipped_images(
@@ -37,7 +36,7 @@ def test_shipped_models_are_good_on_shipped_images(
     assert measure(outputs, head.targets(test.labels(dataset), (10,)), head)["accuracy"] >= at_least
 
 
-@pytest.mark.parametrize("folder", [demo.FOLDER, TESTS])
+@pytest.mark.parametrize("folder", [demo.FOLDER, DATA])
 def test_what_ships_is_small_and_its_licence_named(folder: Path) -> None:
     files = [file for file in folder.iterdir() if file.suffix in (".npz", ".keras")]
     assert len(files) == 2

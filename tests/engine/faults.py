@@ -38,7 +38,7 @@ def kill_at_random(cache: Path, kills: int, seed: int = 0, factors: int = 5) -> 
     """Start a run `kills` times and SIGKILL it at a random moment of its work; returns how often it was at work."""
     rng, at_work = random.Random(seed), 0
     for _ in range(kills):
-        process = start(cache, 0.002, factors)
+        process = start(cache, 0.02, factors)
         assert process.stdout is not None
         assert process.stdout.readline() == "begin\n"
         time.sleep(rng.uniform(0.0, 0.15))

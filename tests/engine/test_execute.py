@@ -23,8 +23,8 @@ from lrfgraph.engine.maintenance import fingerprints
 from lrfgraph.engine.nodes import Node, Ref, Result, Step, Task
 from lrfgraph.engine.resolve import resolve
 from lrfgraph.engine.store import Store
-from lrfgraph.engine.tasks import Outcome
-from lrfgraph.engine.workers import Graph, one_blas_thread
+from lrfgraph.engine.tasks import JobOutcome
+from lrfgraph.engine.workers import Graph, Threads, one_blas_thread
 from lrfgraph.errors import DataError, StoreError
 
 
@@ -48,7 +48,7 @@ class Watch:
 class Refusing:
     """Workers that must not be needed."""
 
-    def run(self, graph: Graph, store: Store, listener: Any) -> list[Outcome]:
+    def run(self, graph: Graph, store: Store, listener: Any) -> list[JobOutcome]:
         raise AssertionError(f"{list(graph)} would run")
 
     def close(self) -> None:
@@ -112,7 +112,7 @@ def test_passes_that_read_each_other_are_passes_of_their_own(tmp_path: Path) -> 
         Node("p1", "passes", {}, {"a": "s"}),
         Node("p2", "passes", {}, {"a": "p1"}),
     ]
-    jobs = graph_of(resolve(nodes, STEPS, Store(tmp_path)).missing(), STEPS)
+    jobs = graph_of(resolve(nodes, STEPS, Store(tmp_path)).needed(), STEPS)
     assert [len(works) for _, works, _ in jobs.values()] == [1, 1, 1]
     run(nodes, Store(tmp_path))
 
@@ -183,16 +183,6 @@ def test_a_lease_of_the_dead_is_taken_over(tmp_path: Path) -> None:
     assert not lease.exists()
 
 
-def test_the_budget_is_checked_before_anything_runs(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    nodes = [Node("b", "big", {"bytes": 8000}, where={"bytes": 8000}), Node("s", "source", {"seed": 0})]
-    with pytest.raises(StoreError, match=r"needs 8,000 bytes .* run.max_cache = 5,000"):
-        run(nodes, store, max_cache=5000)
-    assert list(tmp_path.iterdir()) == []
-    run(nodes, store, max_cache=1_000_000)
-    run(nodes, store, max_cache=1, on=Refusing())
-
-
 def test_what_is_cached_starts_nothing(tmp_path: Path) -> None:
     """Neither dask nor zarr nor threadpoolctl is imported by a run that finds everything."""
     run(grid(2, 2), Store(tmp_path))
@@ -249,7 +239,7 @@ def test_any_graph_gives_the_same_on_threads_as_one_after_the_other(
     tmp_path_factory: pytest.TempPathFactory, nodes: list[Node], threads: int
 ) -> None:
     store = Store(tmp_path_factory.mktemp("cache"))
-    refs, watch = run(nodes, store, threads=threads)
+    refs, watch = run(nodes, store, on=Threads(threads))
     for name, vector in expected(sorted(nodes, key=lambda node: int(node.name[1:]))).items():
         np.testing.assert_array_equal(store.open(refs[name]).array("vector"), vector)
     assert watch.counts["finished"] == len({ref.key for ref in refs.values()})
@@ -264,7 +254,7 @@ def test_processes_give_the_digests_of_threads(tmp_path: Path) -> None:
     run(nodes, plain)
     cluster = workers_for(workers=2)
     try:
-        run(nodes[1:3], store, threads=1)
+        run(nodes[1:3], store)
         _, watch = run(nodes, store, on=cluster)
         assert watch.counts == {"reused": 2, "finished": len(nodes) - 2}
         assert {"slow", "s0"} <= set(watch.names("started") + watch.names("reused"))

@@ -203,11 +203,12 @@ from lrfgraph.engine.execute import execute
 from lrfgraph.engine.nodes import Node
 from lrfgraph.engine.store import Store
 from lrfgraph.errors import StoreError
+from lrfgraph.engine.workers import Threads
 import dask.threaded
 resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 nodes = [Node("small", "source", {"seed": 1}), Node("big", "big", {"bytes": 4_000_000})]
 try:
-    execute(nodes, STEPS, Store(sys.argv[1]), threads=1)
+    execute(nodes, STEPS, Store(sys.argv[1]), on=Threads(1))
 except StoreError as error:
     print(error)
 """
@@ -231,6 +232,7 @@ from toys import STEPS
 from lrfgraph.engine.execute import execute
 from lrfgraph.engine.nodes import Node
 from lrfgraph.engine.store import Store
+from lrfgraph.engine.workers import workers_for
 from lrfgraph.errors import Interrupted
 
 if __name__ == "__main__":
@@ -240,7 +242,8 @@ if __name__ == "__main__":
     nodes = [Node("s", "source", {"seed": 1})]
     nodes += [Node(f"slow{i}", "slow", {"ticks": 1000 + i}, {"after": "s"}) for i in range(4)]
     try:
-        execute(nodes, STEPS, store, workers=workers, on_event=lambda event: print(event.kind, event.node, flush=True))
+        watch = lambda event: print(event.kind, event.node, flush=True)
+        execute(nodes, STEPS, store, on=workers_for(2, workers), on_event=watch)
     except Interrupted as error:
         print(error)
         sys.exit(error.exit_code)

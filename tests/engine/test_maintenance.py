@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 from toys import STEPS, grid
 
-from lrfgraph.engine import maintenance as care
 from lrfgraph.engine.execute import execute
 from lrfgraph.engine.leases import Waiting
-from lrfgraph.engine.maintenance import Usage, gc, list_entries, parse_age, parse_size, remove, usage, verify
+from lrfgraph.engine.maintenance import Usage, fingerprints, gc, list_entries, remove, usage, verify
 from lrfgraph.engine.nodes import Ref
 from lrfgraph.engine.runs import list_runs, pin, remove_run, start_run
 from lrfgraph.engine.store import Store
@@ -78,7 +77,7 @@ def test_verify_finds_what_reading_does_not(store: Store) -> None:
 def test_gc_removes_the_oldest_first_and_a_rerun_is_right(store: Store) -> None:
     refs = fill(store)
     keys = [ref.key for ref in refs.values()]
-    before = care.fingerprints(store)
+    before = fingerprints(store)
     limit = sum(info.bytes for info in list_entries(store)[4:])
     assert gc(store, max_size=limit, dry_run=True).keys == keys[:4]
     assert len(list_entries(store)) == len(keys)
@@ -88,7 +87,7 @@ def test_gc_removes_the_oldest_first_and_a_rerun_is_right(store: Store) -> None:
     freed = gc(store, older_than=3.5 * 3600)
     assert freed.keys == keys[4:-4]
     execute(grid(2, 2), STEPS, store)
-    assert care.fingerprints(store) == before
+    assert fingerprints(store) == before
 
 
 def test_gc_never_takes_what_is_pinned_live_leased_or_kept(store: Store) -> None:
@@ -174,29 +173,3 @@ def test_a_pin_and_what_it_keeps_survive_the_next_run(store: Store) -> None:
     pin(store, "run", False)
     start_run(store, "run", ["a/3"]).close()
     assert [(run.keys, run.pinned) for run in list_runs(store)] == [(("a/3",), False)]
-
-
-@pytest.mark.parametrize(
-    ("text", "size"), [("0", 0), ("5GB", 5 * 10**9), ("1.5 MiB", 1572864), ("2kb", 2000), (" 7 ", 7), ("1TiB", 2**40)]
-)
-def test_sizes(text: str, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "5 apples", "-1GB", "GB", "1e3", "5 G B"])
-def test_sizes_that_are_none(text: str) -> None:
-    with pytest.raises(StoreError, match="sizes are written like 500MB or 5GB, received"):
-        parse_size(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("30d", 2592000), ("12h", 43200), ("1.5m", 90), ("2W", 1209600), ("9s", 9)]
-)
-def test_ages(text: str, seconds: float) -> None:
-    assert parse_age(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "30", "d", "3 years", "-1d"])
-def test_ages_that_are_none(text: str) -> None:
-    with pytest.raises(StoreError, match="ages are written like 12h, 30d or 4w, received"):
-        parse_age(text)

@@ -8,19 +8,19 @@ import pytest
 from toys import STEPS, grid
 
 from lrfgraph.engine.execute import execute
-from lrfgraph.engine.nodes import Node, Ref, key_of
+from lrfgraph.engine.nodes import Node, Ref, components_of, key_of
 from lrfgraph.engine.resolve import resolve
 from lrfgraph.engine.store import Store
 from lrfgraph.errors import StoreError
 
 
-def test_keys_are_those_of_key_of_and_inputs_come_first(tmp_path: Path) -> None:
+def test_keys_follow_from_the_identities_of_inputs_which_come_first(tmp_path: Path) -> None:
     nodes = grid(2, 2)[::-1]
     found = resolve(nodes, STEPS, Store(tmp_path)).nodes
     order = list(found)
     for node in nodes:
         identities = {name: found[str(source)].identity for name, source in node.inputs.items()}
-        assert found[node.name].key == key_of(node, 1, identities)
+        assert found[node.name].key == key_of(components_of(node, 1, identities))
         assert all(order.index(str(source)) < order.index(node.name) for source in node.inputs.values())
     assert list(tmp_path.iterdir()) == []
 
@@ -28,17 +28,19 @@ def test_keys_are_those_of_key_of_and_inputs_come_first(tmp_path: Path) -> None:
 def test_refs_of_earlier_stages_are_inputs(tmp_path: Path) -> None:
     ref = Ref("what it says", "choose/123")
     node = Node("c", "combine", {}, {"a": ref})
-    assert resolve([node], STEPS, Store(tmp_path)).nodes["c"].key == key_of(node, 1, {"a": "what it says"})
+    assert resolve([node], STEPS, Store(tmp_path)).nodes["c"].key == key_of(
+        components_of(node, 1, {"a": "what it says"})
+    )
 
 
 def test_a_cached_node_needs_nothing(tmp_path: Path) -> None:
     store, nodes = Store(tmp_path), grid(2, 1)
-    refs = execute(nodes, STEPS, store, threads=1)
+    refs = execute(nodes, STEPS, store)
     store.discard(refs["s0"].key)
     store.discard(refs["c0/0"].key)
     resolution = resolve(nodes, STEPS, store)
-    assert {found.node.name for found in resolution.missing()} == {"s0", "c0/0"}
-    assert resolution.missing(["c0/0/score", "c1/0/score"]) == []
+    assert {found.node.name for found in resolution.needed() if not found.cached} == {"s0", "c0/0"}
+    assert all(found.cached for found in resolution.needed(["c0/0/score", "c1/0/score"]))
     store.discard(refs["c0/0/score"].key)
     needed = resolve(nodes, STEPS, store).needed(["c0/0/score", "c1/0/score"])
     assert [found.node.name for found in needed if not found.cached] == ["s0", "c0/0", "c0/0/score"]
@@ -70,11 +72,11 @@ def test_a_decision_ends_a_stage_until_it_is_made(tmp_path: Path) -> None:
     after = Node("c", "score", {"wanted": 1}, {"of": "s", "when": "d"})
     with pytest.raises(StoreError, match="a decision that is not made yet"):
         resolve([*first, after], STEPS, store)
-    refs = execute(first, STEPS, store, threads=1)
+    refs = execute(first, STEPS, store)
     assert refs["d"].identity == "over=True"
     key = resolve([*first, after], STEPS, store).nodes["c"].key
     other = [*first[:2], Node("d", "choose", {"threshold": 2.0}, {"of": "n"})]
-    execute(other, STEPS, store, threads=1)
+    execute(other, STEPS, store)
     assert resolve([*other, after], STEPS, store).nodes["c"].key == key, "it says the same"
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lrfgraph.engine import store as store_module
-from lrfgraph.engine.memory import ARRAYS, BoundedCache
+from lrfgraph.engine.memory import ARRAYS
 from lrfgraph.engine.nodes import Ref, Result, digest
 from lrfgraph.engine.store import CorruptEntry, Store
 from lrfgraph.errors import StoreError
@@ -192,7 +192,7 @@ def test_a_full_or_closed_disk_is_one_line(
     def refuse(*args: Any) -> Any:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(store_module, "_write", refuse)
+    monkeypatch.setattr(store_module, "write", refuse)
     with pytest.raises(StoreError, match=says) as caught:
         store.commit(KEY, Result(arrays={"x": np.zeros(1000)}))
     assert "\n" not in str(caught.value)
@@ -245,20 +245,6 @@ def test_manifests_are_plain_json(store: Store, tmp_path: Path) -> None:
     commit(store, tmp_path)
     manifest = json.loads((store.folder(KEY) / "entry.json").read_bytes())
     assert manifest["files"]["layers/3/kernel/c.0"][0] == 20
-
-
-def test_the_memory_stays_within_its_bytes() -> None:
-    cache = BoundedCache(100)
-    for number in range(10):
-        cache.put(number, number, 30)
-    assert cache.size == 90
-    assert [number for number in range(10) if cache.get(number) is not None] == [7, 8, 9]
-    cache.put("large", 1, 60)
-    assert cache.get("large") is None
-    cache.get(7)
-    cache.put("new", 1, 30)
-    assert cache.get(8) is None
-    assert cache.get(7) == 7
 
 
 def test_what_was_read_is_remembered_by_its_state(store: Store) -> None:

@@ -27,7 +27,7 @@ def source(task: Task) -> Result:
 
 def combine(task: Task) -> Result:
     """The sum of all inputs' vectors, times a factor."""
-    time.sleep(float(task.where.get("sleep", 0.0)))
+    time.sleep(float(task.locators.get("sleep", 0.0)))
     total = np.zeros(1)
     for name in sorted(task.inputs):
         total = np.resize(total, 500) + task.inputs[name].array("vector")
@@ -42,8 +42,8 @@ def score(task: Task) -> Result:
 
 
 def passes(tasks: list[Task]) -> Iterator[Result]:
-    """One pass for all nodes; `where["log"]` counts the passes."""
-    log = tasks[0].where.get("log")
+    """One pass for all nodes; `locators["log"]` counts the passes."""
+    log = tasks[0].locators.get("log")
     if log:
         with Path(log).open("a") as file:
             file.write(f"{len(tasks)}\n")
@@ -99,8 +99,8 @@ def grid(sources: int = 4, factors: int = 5, sleep: float = 0.0, log: str = "") 
     nodes += [Node(f"p{i}", "passes", {"factor": 0.5}, {"a": f"s{i}"}, {"log": log}) for i in range(sources)]
     for i in range(sources):
         for j in range(factors):
-            where = {"sleep": sleep}
-            nodes.append(Node(f"c{i}/{j}", "combine", {"factor": j + 1}, {"a": f"s{i}", "b": f"p{i}"}, where))
+            locators = {"sleep": sleep}
+            nodes.append(Node(f"c{i}/{j}", "combine", {"factor": j + 1}, {"a": f"s{i}", "b": f"p{i}"}, locators))
             nodes.append(Node(f"c{i}/{j}/score", "score", {}, {"of": f"c{i}/{j}"}))
     return nodes
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from lrfgraph.layers.similarity import output_error
-from lrfgraph.layers.spec import native
-from lrfgraph.network.curvature import SOFTNESS, _temperature, curvature, linear_output
+from lrfgraph.network.curvature import SOFTNESS, _temperature, curvature
 from lrfgraph.network.describing import describe
 from lrfgraph.network.graph import Call, flatten, run
 from lrfgraph.network.heads import HEADS
+from lrfgraph.network.operations import linear_output
 from lrfgraph.network.recording import record
 from tests.network.models import randomize, shared
 
@@ -121,9 +121,9 @@ def test_h_of_values_is_that_of_signed_sums_over_the_outputs_power() -> None:
 def perturbed(model: Any, layer: Any, kernel: np.ndarray, error: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Outputs with one layer's kernel moved by `error`, (groups, width, outputs)."""
     operation = model.get_layer(layer.name)
-    operation.kernel.assign(native(layer.family, kernel + error.reshape(layer.kernel)))
+    operation.kernel.assign(layer.family.order.native(kernel + error.reshape(layer.kernel)))
     made = np.asarray(model(x, training=False), np.float64)
-    operation.kernel.assign(native(layer.family, kernel))
+    operation.kernel.assign(layer.family.order.native(kernel))
     return made
 
 

@@ -13,10 +13,10 @@ from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.network import probing
 from lrfgraph.network.describing import describe
 from lrfgraph.network.evaluating import compare
-from lrfgraph.network.graph import Call, Program, flatten, run
+from lrfgraph.network.graph import Call, Graph, flatten, run
 from lrfgraph.network.heads import HEADS
+from lrfgraph.network.operations import kernel_variable
 from lrfgraph.network.probing import Probe, probe
-from lrfgraph.network.repair.streams import kernel_variable
 from tests.network import models
 
 PROBED = ("stem", "inner", "logits")
@@ -97,7 +97,7 @@ def test_kernels_come_back_when_a_suffix_fails(monkeypatch: pytest.MonkeyPatch) 
     before = [np.asarray(v) for v in model.variables]
     images, ran = images_for(model), 0
 
-    def failing(program: Program, values: dict[int, Any], calls: Sequence[Call]) -> Any:
+    def failing(program: Graph, values: dict[int, Any], calls: Sequence[Call]) -> Any:
         nonlocal ran
         ran += 1
         if ran > len(program.calls) + 5:
@@ -117,7 +117,7 @@ def test_only_the_rest_of_the_network_runs_for_a_probe(monkeypatch: pytest.Monke
     starts = [next(call.index for call in calls if call.path == one.layer.name) for one in probes]
     ran: list[int] = []
 
-    def counting(program: Program, values: dict[int, Any], calls: Sequence[Call]) -> Any:
+    def counting(program: Graph, values: dict[int, Any], calls: Sequence[Call]) -> Any:
         ran.extend(call.index for call in calls)
         return run(program, values, calls=calls)
 
@@ -132,7 +132,7 @@ def test_values_that_nobody_reads_are_let_go(monkeypatch: pytest.MonkeyPatch) ->
     most = 0
     uses = flatten(model).last_use()
 
-    def watching(program: Program, values: dict[int, Any], calls: Sequence[Call]) -> Any:
+    def watching(program: Graph, values: dict[int, Any], calls: Sequence[Call]) -> Any:
         nonlocal most
         assert all(uses[slot] >= calls[0].index for slot in values)
         most = max(most, len(values))

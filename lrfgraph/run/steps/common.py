@@ -3,50 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from lrfgraph.engine.memory import BoundedCache
 from lrfgraph.engine.nodes import Input
 from lrfgraph.layers.spec import LayerSpec
 
-__all__ = ["Memo", "fresh_network_of", "geometry", "layer_of", "layers_of", "network_of", "save_model"]
+__all__ = ["fresh_network_of", "geometry", "layer_of", "layers_of", "network_of", "save_model"]
 
-T = TypeVar("T")
-
-
-class Memo:
-    """The last few values computed in this process, by key: models, images, per-layer references."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.values: OrderedDict[Any, Any] = OrderedDict()
-        self.lock = threading.RLock()
-
-    def get(self, key: Any, make: Callable[[], T]) -> T:
-        with self.lock:
-            if key in self.values:
-                self.values.move_to_end(key)
-                return self.values[key]  # type: ignore[no-any-return]
-        value = make()
-        self.put(key, value)
-        return value
-
-    def take(self, key: Any) -> Any:
-        """Remove a value and return it, or ``None``: for what only one thread may use at a time."""
-        with self.lock:
-            return self.values.pop(key, None)
-
-    def put(self, key: Any, value: Any) -> None:
-        with self.lock:
-            self.values[key] = value
-            while len(self.values) > self.size:
-                self.values.popitem(last=False)
-
-
-MODELS = Memo(3)
+MODELS = BoundedCache(256 << 20, keep_last=True)
 MODEL_LOCK = threading.Lock()
+VARIABLE_BYTES = 128 << 10
+"""What a model that has run holds besides the numbers, by variable: 1.2 MB with 10 of them, 5 MB with 56."""
 
 GEOMETRY = (
     "kind",
@@ -89,7 +59,11 @@ def network_of(entry: Input) -> Any:
         return load_model(entry.file("model.keras"), custom=trust.get("custom", ()), unsafe=trust.get("unsafe", False))
 
     with MODEL_LOCK:
-        return MODELS.get(str(entry.file("model.keras")), load)
+        return MODELS.get_or_make(str(entry.file("model.keras")), load, _model_bytes)
+
+
+def _model_bytes(model: Any) -> int:
+    return 4 * int(model.count_params()) + VARIABLE_BYTES * len(model.variables)
 
 
 def fresh_network_of(entry: Input) -> Any:

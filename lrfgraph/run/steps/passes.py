@@ -17,7 +17,7 @@ def record_together(tasks: list[Task]) -> list[Result]:
     from lrfgraph.network.recording import record
 
     first = tasks[0]
-    images, _ = images_of(first.inputs["data"], first.where, "calibration")
+    images, _ = images_of(first.inputs["data"], first.locators, "calibration")
     options = first.params["options"]
     layers = [_namedlayer_of(task) for task in tasks]
     recordings = record(network_of(first.inputs["model"]), layers, images, **options, progress=first.progress)
@@ -35,7 +35,7 @@ def curvature_together(tasks: list[Task]) -> list[Result]:
     from lrfgraph.network.heads import head_of
 
     first = tasks[0]
-    images, _ = images_of(first.inputs["data"], first.where, "calibration")
+    images, _ = images_of(first.inputs["data"], first.locators, "calibration")
     images = images[: first.params["images"]]
     model = first.inputs["model"]
     layers = [_namedlayer_of(task) for task in tasks]
@@ -55,7 +55,7 @@ def probe_together(tasks: list[Task]) -> list[Result]:
     from lrfgraph.network.probing import Probe, probe
 
     first = tasks[0]
-    images, _ = images_of(first.inputs["data"], first.where, "calibration")
+    images, _ = images_of(first.inputs["data"], first.locators, "calibration")
     model = first.inputs["model"]
     probes = []
     for task in tasks:
@@ -74,7 +74,7 @@ def probe_together(tasks: list[Task]) -> list[Result]:
 
 def _namedlayer_of(task: Task) -> LayerSpec:
     by_name = {layer["name"]: layer for layer in task.inputs["model"].data["layers"]}
-    return LayerSpec.from_json(by_name[task.where["layer"]])
+    return LayerSpec.from_json(by_name[task.locators["layer"]])
 
 
 def record(task: Task) -> Result:

@@ -7,16 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lrfgraph.engine.memory import BoundedCache, array_bytes
 from lrfgraph.engine.nodes import Input, Result, Task, digest
 from lrfgraph.images import preprocessing as images
 from lrfgraph.images import sources
 from lrfgraph.images import splits as splitting
 from lrfgraph.options.recipe import DataOptions
-from lrfgraph.run.steps.common import Memo, network_of, save_model
+from lrfgraph.run.steps.common import network_of, save_model
 
 __all__ = ["data", "describe", "images_of", "try_preprocessings"]
 
-IMAGES = Memo(4)
+IMAGES = BoundedCache(1 << 30, keep_last=True)
 PARTS = ("calibration", "repair", "validation", "train", "test")
 
 
@@ -25,8 +26,8 @@ def describe(task: Task) -> Result:
     from lrfgraph.network.opening.loading import load_model
 
     trust = {"custom": list(task.params["custom"]), "unsafe": task.params["unsafe"]}
-    architecture = task.where.get("architecture")
-    model = load_model(Path(task.where["model"]), **trust, architecture=Path(architecture) if architecture else None)
+    architecture = task.locators.get("architecture")
+    model = load_model(Path(task.locators["model"]), **trust, architecture=Path(architecture) if architecture else None)
     size = task.params.get("image_shape")
     description = describe(model, tuple(size) if size else None)
     data = {
@@ -46,7 +47,7 @@ def data(task: Task) -> Result:
     """Divide the images and decide the head from their labels; each split is known by what its images say."""
     from lrfgraph.network.heads import HEADS, decide
 
-    params, options, base = task.params, _data_options(task.where), Path(task.where["base"])
+    params, options, base = task.params, _data_options(task.locators), Path(task.locators["base"])
     options = replace(options, calibration=max(params["calibration"], params["repair"]))
     input_shape, output_shape = tuple(params["input_shape"]), tuple(params["output_shape"])
     dataset = sources.load(options, base, input_shape)
@@ -95,8 +96,8 @@ def _digest_of(preprocessing: Any) -> str:
     return digest(content + [None if v is None else digest(v) for v in (preprocessing.mean, preprocessing.std)])
 
 
-def _data_options(where: Mapping[str, Any]) -> DataOptions:
-    return DataOptions(**_tuples(where["data"]))
+def _data_options(locators: Mapping[str, Any]) -> DataOptions:
+    return DataOptions(**_tuples(locators["data"]))
 
 
 def _tuples(value: Any) -> Any:
@@ -105,12 +106,12 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
-def images_of(entry: Input, where: Mapping[str, Any], name: str) -> tuple[Any, Any]:
+def images_of(entry: Input, locators: Mapping[str, Any], name: str) -> tuple[Any, Any]:
     """Return one split's images, preprocessed as they are asked for, and its targets (or ``None``)."""
     from lrfgraph.network.heads import HEADS
 
     split = entry.data
-    options, base, shape = _data_options(where), Path(where["base"]), tuple(split["input_shape"])
+    options, base, shape = _data_options(locators), Path(locators["base"]), tuple(split["input_shape"])
 
     def load() -> tuple[Any, Any]:
         dataset = sources.load(options, base, shape)
@@ -118,16 +119,16 @@ def images_of(entry: Input, where: Mapping[str, Any], name: str) -> tuple[Any, A
         prepared = part.images(dataset, images.preprocessing(options, shape, base))
         return prepared, targets_of(HEADS[split["head"]], part.labels(dataset), tuple(split["output_shape"]))
 
-    return IMAGES.get((split["identities"][name], name, split["head"]), load)
+    return IMAGES.get_or_make((split["identities"][name], name, split["head"]), load, array_bytes)
 
 
-def try_preprocessings(model: Input, entry: Input, where: Mapping[str, Any]) -> dict[str, float]:
+def try_preprocessings(model: Input, entry: Input, locators: Mapping[str, Any]) -> dict[str, float]:
     """Return the measure that decides, on up to 500 validation images, under each usual preprocessing, best first."""
     from lrfgraph.network.evaluating import predict, pseudo_values
     from lrfgraph.network.heads import head_of
 
     split = entry.data
-    options, base, shape = _data_options(where), Path(where["base"]), tuple(split["input_shape"])
+    options, base, shape = _data_options(locators), Path(locators["base"]), tuple(split["input_shape"])
     dataset = sources.load(options, base, shape)
     part = splitting.Part(split["parts"]["validation"]["source"], entry.array("validation")[:500])
     head = head_of(split["head"], model.data["structure"]["activation"])
