@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lrfgraph.engine.events import Event
 from lrfgraph.engine.execute import execute
 from lrfgraph.engine.nodes import Node, Ref
-from lrfgraph.engine.resolve import Resolution, Resolved, resolve
+from lrfgraph.engine.resolve import Resolution, resolve
 from lrfgraph.engine.runs import LiveRun
 from lrfgraph.engine.store import CorruptEntry, Store
 from lrfgraph.engine.workers import Workers
@@ -89,20 +89,12 @@ class Walk:
                 targets=targets,
                 on=self.workers,
                 on_event=self.note,
-                on_needed=self._name,
+                run=self.live,
             )
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
         if last:
             raise Stopped(refs)
         return refs
-
-    def _name(self, needed: Sequence[Resolved]) -> None:
-        """Name what this stage stands on before it runs, so that nothing of it is thrown away; say how much runs."""
-        if self.live is not None:
-            self.live.add(found.key for found in needed)
-        if self.on_event:
-            for step, count in Counter(found.node.step for found in needed if not found.cached).items():
-                self.on_event(Event("progress", "", step, total=count))
 
     def _look(self, nodes: Sequence[Node], targets: list[str] | None) -> dict[str, Ref]:
         resolution = resolve(nodes, STEPS, self.store)
