@@ -14,7 +14,8 @@ class Event:
     """One thing that happened to a node.
 
     kind : ``reused`` (was in the cache), ``started``, ``finished`` (computed here), ``waited`` (another run
-        computed it), ``progress`` (done of total, message), ``discarded`` (a damaged entry, the message says why).
+        computed it), ``progress`` (done of total, message; without a node: so many
+        of a step are about to run), ``discarded`` (a damaged entry, the message says why).
     node, step : whose.  seconds, bytes : what it cost.
     """
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from lrfgraph.engine.events import Event, Listener
 from lrfgraph.engine.nodes import Node, Ref, Step
 from lrfgraph.engine.resolve import Resolution, Resolved, resolve
+from lrfgraph.engine.runs import LiveRun
 from lrfgraph.engine.store import CorruptEntry, Store
 from lrfgraph.engine.tasks import JobOutcome, Work
 from lrfgraph.engine.workers import Graph, Job, Threads, Workers
@@ -30,14 +31,14 @@ def execute(
     targets: Iterable[str] | None = None,
     on: Workers | None = None,
     on_event: Listener | None = None,
-    on_needed: Callable[[list[Resolved]], None] | None = None,
+    run: LiveRun | None = None,
 ) -> dict[str, Ref]:
     """Compute what the store does not hold and return a Ref for every node that it holds then.
 
     targets : names of the nodes whose results are asked for; all by default. What only cached nodes read is not
         computed.
     on : where tasks run (`workers_for`), left open for the next call; two threads by default.
-    on_needed : called with the nodes that the targets stand on, before anything of them runs.
+    run : the record that names what the targets stand on, before anything of them runs.
 
     An entry that turns out damaged is discarded and computed again, and an event says so. If it is none of these
     nodes', CorruptEntry is raised after it was discarded: the earlier stage has to run again (`healing`). What a
@@ -53,10 +54,12 @@ def execute(
         for key, why in resolution.damaged.items():
             _discard(key, why, resolution=resolution, store=store, strikes=strikes, listener=listener)
         needed = resolution.needed(targets)
-        if on_needed:
-            on_needed(needed)
+        if run is not None and run.add(node.key for node in needed) and _some_went(needed, store):
+            continue  # `gc` took them before they were named; it takes none now
         _announce_reused(needed, store, announced, listener)
         missing = [node for node in needed if not node.cached]
+        for step, count in Counter(node.node.step for node in missing).items():
+            listener(Event("progress", "", step, total=count))
         if not missing:
             return {name: node.ref for name, node in resolution.nodes.items() if node.cached}
         store.clean()
@@ -142,6 +145,10 @@ def graph_of(missing: Sequence[Resolved], steps: Mapping[str, Step]) -> Graph:
         works = [Work(member.node, member.key, member.components, member.inputs) for member in members]
         jobs[job] = (steps[members[0].node.step], works, list(before))
     return jobs
+
+
+def _some_went(needed: Sequence[Resolved], store: Store) -> bool:
+    return any(node.cached and not store.has(node.key) for node in needed)
 
 
 def _announce_reused(needed: Sequence[Resolved], store: Store, announced: set[str], listener: Listener) -> None:

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from lrfgraph.engine.files import newest, tree_bytes
 from lrfgraph.engine.leases import live
 from lrfgraph.engine.nodes import digest, is_key, key_of, parts_of
-from lrfgraph.engine.runs import list_runs, remove_run
+from lrfgraph.engine.runs import RunRecord, list_runs, remove_run
 from lrfgraph.engine.store import CorruptEntry, Store
 from lrfgraph.errors import StoreError
 
@@ -165,13 +165,12 @@ def gc(
         store.clean()
     now, freed = time.time(), Freed()
     runs = list_runs(store)
-    safe = {*keep, *(key for run in runs if run.pinned or run.live for key in run.keys)}
+    safe = {*keep, *_named(runs)}
     entries = list_entries(store)
     listed = {info.key for info in entries}
     # what cannot be read serves nobody, unless it is at this moment being replaced
     broken = [key for key in keys_of(store) if key not in listed and not live(store.lease_path(key))]
-    for key in broken:
-        _free(store, key, tree_bytes(str(store.folder(key))), freed, dry_run)
+    going = {key: tree_bytes(str(store.folder(key))) for key in broken}
     total = sum(info.bytes for info in entries)
     for info in entries:
         old = older_than is not None and now - info.used > older_than
@@ -183,18 +182,20 @@ def gc(
             continue
         if store.last_use(info.key) not in (None, info.used):
             continue  # somebody has just begun to use it
-        _free(store, info.key, info.bytes, freed, dry_run)
+        going[info.key] = info.bytes
         total -= info.bytes
+    _free(store, going, freed, dry_run)
     if max_size is not None:
-        freed.over = max(0, total - max_size)
+        freed.over = max(0, total + sum(size for key, size in going.items() if key not in freed.keys) - max_size)
     if older_than is not None:
         _free_scratch(store, now - older_than, safe, freed, dry_run)
     gone = set(freed.keys)
     for run in runs:
         if not run.live and not run.pinned and not any(key in listed and key not in gone for key in run.keys):
-            freed.runs.append(run.name)
             if not dry_run:
-                remove_run(store, run.name)
+                with contextlib.suppress(StoreError):  # it has just begun again
+                    remove_run(store, run.name)
+            freed.runs.append(run.name)
     return freed
 
 
@@ -209,18 +210,20 @@ def remove(store: Store, *, run: str | None = None, kind: str | None = None) -> 
         if not keys:
             known = ", ".join(sorted({key.partition("/")[0] for key in keys_of(store)})) or "none"
             raise StoreError(f"cache {store.root} has no entries of kind {kind!r}; it has {known}")
-        safe = {key for record in list_runs(store) if record.pinned or record.live for key in record.keys}
+        safe = _named(list_runs(store))
     elif run is not None:
         keys = list(remove_run(store, run).keys)
         freed.runs.append(run)
         safe = {key for record in list_runs(store) for key in record.keys}
     else:
         raise StoreError("say what to remove: a run or a kind")
+    going = {}
     for key in keys:
         if key in safe or live(store.lease_path(key), store.stale_after):
             freed.protected += 1
         elif store.folder(key).exists():
-            _free(store, key, tree_bytes(str(store.folder(key))), freed, dry_run=False)
+            going[key] = tree_bytes(str(store.folder(key)))
+    _free(store, going, freed)
     return freed
 
 
@@ -264,11 +267,27 @@ def _open_with_zarr(key: str, folder: Path, arrays: dict[str, Any]) -> None:
         raise CorruptEntry(key, f"zarr cannot open it ({error})") from error
 
 
-def _free(store: Store, key: str, size: int, freed: Freed, dry_run: bool) -> None:
-    if not dry_run:
-        store.discard(key)
-    freed.keys.append(key)
-    freed.bytes += size
+def _named(runs: Iterable[RunRecord]) -> set[str]:
+    """Return what live and pinned runs stand on."""
+    return {key for run in runs if run.pinned or run.live for key in run.keys}
+
+
+def _free(store: Store, going: Mapping[str, int], freed: Freed, dry_run: bool = False) -> None:
+    """Remove entries, given with their bytes, but for those that a run has named since the records were read.
+
+    A run names what it stands on and then looks whether it is still there; here entries are taken out of their
+    places and then the records are read again. So one of the two sees the other, and no lock is needed.
+    """
+    if dry_run:
+        named: set[str] = set()
+    else:
+        with store.set_aside(going) as put_back:
+            named = _named(list_runs(store)) & going.keys()
+            for key in named:
+                put_back(key)
+    freed.protected += len(named)
+    freed.keys += [key for key in going if key not in named]
+    freed.bytes += sum(size for key, size in going.items() if key not in named)
 
 
 def _free_scratch(store: Store, before: float, safe: Collection[str], freed: Freed, dry_run: bool) -> None:

@@ -48,13 +48,18 @@ class LiveRun:
         self.store, self.record, self._lease = store, record, lease
         self._written = dict.fromkeys([*record.keys, *earlier])
 
-    def add(self, keys: Iterable[str]) -> None:
-        """Name further entries, as later stages get to know them; a read-only cache keeps no record."""
+    def add(self, keys: Iterable[str]) -> bool:
+        """Name further entries, as later stages get to know them; a read-only cache keeps no record.
+
+        Returns whether some of them were not named on disk before: those may have gone meanwhile.
+        """
         merged = dict.fromkeys([*self.record.keys, *keys])
         self.record = replace(self.record, keys=tuple(merged))
-        if self._lease is not None and not merged.keys() <= self._written.keys():
-            self._written |= merged
-            _write(self.store, replace(self.record, keys=tuple(self._written)))
+        if self._lease is None or merged.keys() <= self._written.keys():
+            return False
+        self._written |= merged
+        _write(self.store, replace(self.record, keys=tuple(self._written)))
+        return True
 
     def close(self) -> None:
         """Say that the run is over."""

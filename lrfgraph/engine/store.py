@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -188,16 +188,27 @@ class Store:
 
     def discard(self, key: str) -> None:
         """Remove an entry, whatever state it is in; raises StoreError if the cache cannot be written."""
-        place = self.folder(key)
-        if place.parent.resolve() != self.base.resolve().joinpath(*place.parent.parts[-2:]):
-            raise StoreError(f"cache {self.root}: {place.parent} leads out of it; remove the link")
-        with self.writing(key):
+        with self.set_aside([key]):
+            pass
+
+    @contextlib.contextmanager
+    def set_aside(self, keys: Iterable[str]) -> Iterator[Callable[[str], None]]:
+        """Take entries out of their places, whatever state they are in; at the end of the block they are gone.
+
+        Yields a function that puts one back. Raises StoreError if the cache cannot be written.
+        """
+        with self.writing("tmp"):
             aside = self._temporary()
-            try:
-                with contextlib.suppress(FileNotFoundError):
-                    place.rename(aside / "entry")
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
+        try:
+            for key in keys:
+                place = self.folder(key)
+                if place.parent.resolve() != self.base.resolve().joinpath(*place.parent.parts[-2:]):
+                    raise StoreError(f"cache {self.root}: {place.parent} leads out of it; remove the link")
+                with self.writing(key), contextlib.suppress(FileNotFoundError):
+                    place.rename(aside / "-".join(parts_of(key)))
+            yield lambda key: self._publish(aside / "-".join(parts_of(key)), key, flush=False)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
     def bytes_used(self) -> int:
         """Return the bytes of all files in the cache, unfinished ones included."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lrfgraph.engine.events import Event
 from lrfgraph.engine.execute import execute
 from lrfgraph.engine.nodes import Node, Ref
-from lrfgraph.engine.resolve import Resolution, Resolved, resolve
+from lrfgraph.engine.resolve import Resolution, resolve
 from lrfgraph.engine.runs import LiveRun
 from lrfgraph.engine.store import CorruptEntry, Store
 from lrfgraph.engine.workers import Workers
@@ -93,18 +93,10 @@ class Driver:
                 targets=targets or None,
                 on=self.workers,
                 on_event=self.note,
-                on_needed=self._announce,
+                run=self.live,
             )
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
         return refs
-
-    def _announce(self, needed: Sequence[Resolved]) -> None:
-        """Name what this stage stands on before it runs, so that nothing of it is thrown away; say how much runs."""
-        if self.live is not None:
-            self.live.add(resolved.key for resolved in needed)
-        if self.on_event:
-            for step, count in Counter(resolved.node.step for resolved in needed if not resolved.cached).items():
-                self.on_event(Event("progress", "", step, total=count))
 
     def _look_up(self, nodes: Sequence[Node], targets: list[str] | None) -> dict[str, Ref]:
         resolution = resolve(nodes, STEPS, self.store)

@@ -155,7 +155,7 @@ def test_a_failing_step_raises_and_its_neighbours_finish(tmp_path: Path, kind: s
 def test_progress_is_told(tmp_path: Path) -> None:
     _, watch = run([Node("slow", "slow", {"ticks": 3})], Store(tmp_path))
     ticks = [(event.node, event.done, event.total, event.message) for event in watch.events if event.kind == "progress"]
-    assert ticks == [("slow", done, 3, "ticking") for done in range(3)]
+    assert ticks == [("", 0, 1, ""), *(("slow", done, 3, "ticking") for done in range(3))]
 
 
 def test_who_finds_another_at_work_waits_for_it(tmp_path: Path) -> None:

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from toys import STEPS, grid
 
+from lrfgraph.engine import maintenance
+from lrfgraph.engine.events import Event
 from lrfgraph.engine.execute import execute
 from lrfgraph.engine.leases import Waiting
-from lrfgraph.engine.maintenance import Usage, fingerprints, gc, list_entries, remove, usage, verify
+from lrfgraph.engine.maintenance import (
+    EntryInfo,
+    Usage,
+    fingerprints,
+    gc,
+    list_entries,
+    remove,
+    usage,
+    verify,
+)
 from lrfgraph.engine.nodes import Ref, digest
-from lrfgraph.engine.runs import list_runs, pin, remove_run, start_run
+from lrfgraph.engine.runs import LiveRun, RunRecord, list_runs, pin, remove_run, start_run
 from lrfgraph.engine.store import Store
 from lrfgraph.errors import StoreError
 
@@ -116,6 +130,73 @@ def test_gc_never_takes_what_is_pinned_live_leased_or_kept(store: Store) -> None
     freed = gc(store, max_size=0)
     assert list_entries(store) == []
     assert sorted(freed.runs) == ["live", "pinned"]
+
+
+def test_what_gc_takes_before_a_run_has_named_it_is_missed_at_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`gc` comes in between the look into the cache and the run's record."""
+    fill(store)
+    add, freed = LiveRun.add, []
+
+    def late(self: LiveRun, keys: Iterable[str]) -> bool:
+        if not freed:
+            freed.extend(gc(store, max_size=0).keys)
+        return add(self, keys)
+
+    monkeypatch.setattr(LiveRun, "add", late)
+    events: list[Event] = []
+    with start_run(store, "begun") as run:
+        refs = execute(grid(2, 2), STEPS, store, run=run, on_event=events.append)
+    assert len(freed) == len(refs)
+    assert Counter(event.kind for event in events if event.kind not in ("started", "progress")) == {
+        "finished": len(refs)
+    }, "none is announced as reused or found missing by a step"
+
+
+def test_gc_leaves_what_a_run_names_while_it_chooses(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run begins between gc's look at the records and its first removal."""
+    refs = fill(store)
+    named = [refs["s0"].key, refs["c0/0"].key]
+    runs: list[LiveRun] = []
+
+    def listed(store: Store) -> list[EntryInfo]:
+        runs.append(start_run(store, "begun"))
+        runs[0].add(named)
+        return list_entries(store)
+
+    before = fingerprints(store)
+    monkeypatch.setattr(maintenance, "list_entries", listed)
+    freed = gc(store, max_size=0)
+    runs[0].close()
+    assert set(freed.keys) == {ref.key for ref in refs.values()} - set(named)
+    assert freed.protected == len(named)
+    assert freed.over == sum(info.bytes for info in list_entries(store)) > 0
+    assert fingerprints(store) == {key: before[key] for key in named}
+    assert list((store.base / "tmp").iterdir()) == []
+
+
+def test_removing_a_run_leaves_what_another_names_meanwhile(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    refs = fill(store)
+    start_run(store, "old", [ref.key for ref in refs.values()]).close()
+    runs: list[LiveRun] = []
+
+    def removed(store: Store, name: str) -> RunRecord:
+        record = remove_run(store, name)
+        runs.append(start_run(store, "begun"))
+        return record
+
+    def set_aside(keys: Iterable[str]) -> Any:
+        runs[0].add([refs["s0"].key])
+        return real(keys)
+
+    real = store.set_aside
+    monkeypatch.setattr(maintenance, "remove_run", removed)
+    monkeypatch.setattr(store, "set_aside", set_aside)
+    freed = remove(store, run="old")
+    runs[0].close()
+    assert (len(freed.keys), freed.protected) == (len(refs) - 1, 1)
+    assert [info.key for info in list_entries(store)] == [refs["s0"].key]
 
 
 def test_gc_takes_broken_entries_and_old_scratch(store: Store) -> None:
