@@ -53,7 +53,7 @@ BASE = Recipe.from_dict(
 def network_of(recipe: Recipe, described: Node) -> tuple[Network, Node]:
     """Return a hand-made network with the images as the `data` step really divides them."""
     ref = Ref("network", key_of(components_of(described, STEPS["describe"].version, {})))
-    network = Network(ref, (CONV, DENSE), "network", 15770, 29792, "softmax", "softmax", recipe)
+    network = Network(ref, (CONV, DENSE), "network", 15770, 29792, "names", "softmax", "softmax", recipe)
     facts = {"input_shape": (14, 14, 1), "output_shape": (10,), "proposed": "softmax", "activation": "softmax"}
     base = str(DATA)
     node = nodes.data_node(source_digest(recipe.data, DATA), facts, recipe, recipe.data.calibration, base)
@@ -281,15 +281,15 @@ GOLDEN: dict[str, str] = {
     "curvature": "d2cb0446e3eee42681c80ae092fe5ef41a2f5bd9",
     "data": "44ed82db157f5f6ce0e781694fbb4364ffafb7ce",
     "decompose": "0b8bee1241c00d16ecbf12eb012e1bc505cb1b46",
-    "describe": "1928f310dd4748e6e5e378207c15f5c634f6a3c4",
-    "evaluate": "d17812a80d331979b41ad511f3e6bf07f6764562",
-    "export": "4b2824f91163d1163dabe00b10add4fc8ce2c1cb",
+    "describe": "3685222c2640545566dcc57b656b0c13b2f679e2",
+    "evaluate": "c54ec8c3427e4d9f5532a3ecda075972067ad01b",
+    "export": "36967dcf62a64e727e03815ceb027ec8a2ac1e51",
     "factorize": "4f6da17477662f66b4ce0c6e0b5bf9abb9b02acd",
-    "finetune": "95102c249a8988a2da3d18a7cb1c872e0ec7fb2a",
+    "finetune": "4529b7c8efcda927659c7a4b3b7502555bd34764",
     "noise": "1bbba73c817e95cf927148a7184b19f7e4942cff",
     "probe": "f3f5fe266871aeaf95128b2dc634e8181a001a32",
     "ranks": "cb665366a4fa0eae58bbaf48de9097c1514f496b",
-    "rebuild": "75a56471b5a486ef30c59002fffb27a720c71b3f",
+    "rebuild": "dc9fa0c737c31d75b4aa958d99de67cee1b2b32b",
     "record": "00c3dd48cc37b83a699018d912d53b83766dd03b",
     "repair": "e4d2212df0151e7fbc56a17b5e15a7c2eaa07e0b",
     "score": "d92d11f27ffca799349c78f8d61503737756aba0",

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-from lrfgraph.engine.nodes import Node, Ref, digest
+from lrfgraph.engine.nodes import Node, Ref
 from lrfgraph.layers.pieces import layer_cost
 from lrfgraph.layers.similarity import ACTIVATIONS
 from lrfgraph.layers.spec import LayerSpec
@@ -252,7 +252,8 @@ def rebuild_nodes(
 
     Everything is keyed by the chosen factors, not by the policy that chose them: another threshold with the same
     choice retrains nothing. A layer's repair is keyed by the repairs before it, so a change in a late layer repairs
-    only what follows. `repaired_only` leaves out the model before repair.
+    only what follows. Digests do not know what layers, inputs and outputs are called, the rebuilt model must: its key
+    has the network's signature. `repaired_only` leaves out the model before repair.
     """
     chosen = {candidate.layer: candidate for candidate in configuration}
     order = [chosen[layer.name] for layer in network.layers if layer.name in chosen]
@@ -260,9 +261,7 @@ def rebuild_nodes(
     for index, candidate in enumerate(order):
         factors, prepared = exploration.weights(candidate)
         inputs |= {f"{index}/factors": factors, f"{index}/prepared": prepared}
-    # Digests do not know what layers are called, the rebuilt model must: the layers it keeps keep their names.
-    names = digest([layer.name for layer in network.layers])
-    params = {"choices": [list(c) for c in order], "names": names}
+    params = {"choices": [list(c) for c in order], "signature": network.signature}
     rebuilt = Node("rebuild", "rebuild", params, inputs, network.locators_with())
     if not network.repairs or not order:
         return [rebuilt]

@@ -81,7 +81,8 @@ def read_model(driver: Driver, image_shape: Sequence[int] | None = None) -> Netw
     ref = driver.carry_out("describe", [node])[node.name]
     data = driver.data(ref)
     layers = tuple(LayerSpec.from_json(layer) for layer in data["layers"])
-    meaning = data["structure"]["head"], data["structure"]["activation"]
+    structure = data["structure"]
+    meaning = structure["signature"], structure["head"], structure["activation"]
     return Network(ref, layers, data["network"], data["parameters"], data["macs"], *meaning, recipe)
 
 

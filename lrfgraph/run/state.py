@@ -24,6 +24,7 @@ __all__ = ["Compression", "Exploration", "Network", "kept_reason", "methods_of",
 class Network:
     """What `describe` and `data` said, and the recipe: all that later nodes are built from.
 
+    signature : digest of the names and configurations that do not act in inference, which a rebuilt model carries on.
     head : what the output means, a row of HEADS.  activation : the last one of the graph.
     images : identity of each split's images, empty without data.  locators : how to find the images; no part of a key.
     """
@@ -33,6 +34,7 @@ class Network:
     digest: str
     parameters: int
     macs: int
+    signature: str
     head: str
     activation: str
     recipe: Recipe

@@ -15,6 +15,7 @@ from lrfgraph.methods import METHODS
 from lrfgraph.methods.refit import refit
 from lrfgraph.network.curvature import curvature
 from lrfgraph.network.describing import Description, describe
+from lrfgraph.network.heads import HEADS
 from lrfgraph.network.operations import assign_weights, shift_batchnorm
 from lrfgraph.network.rebuilding import Chain, rebuild
 from lrfgraph.network.repair.streams import FitOptions, Refit, Streams, Substitute
@@ -211,7 +212,7 @@ def test_curvature_says_which_outputs_matter() -> None:
     """With H the refit favours what the network minds: the output's error falls below that of the plain refit."""
     model, images = net(), images_of()
     plans = plans_of(model)[2:3]
-    (h,) = curvature(model, [plans[0].layer], images, "values")
+    (h,) = curvature(model, [plans[0].layer], images, HEADS["values"])
     minding = [Substitute(plan.layer, plan.pieces, plan.weights, h) for plan in plans]
     wanted = outputs(model, images)
     plain, weighted = (

@@ -27,7 +27,7 @@ POOL = LayerSpec("pool", "MaxPooling2D")
 
 
 def network(recipe: Recipe, data: bool = True) -> Network:
-    whole = Network(Ref("m", "describe/m"), (CONV, POOL, DENSE), "m", 2000, 90000, "logits", "linear", recipe)
+    whole = Network(Ref("m", "describe/m"), (CONV, POOL, DENSE), "m", 2000, 90000, "names", "logits", "linear", recipe)
     images = {part: part for part in ("calibration", "repair", "validation", "train", "test")}
     return replace(whole, data=Ref("i", "data/i"), images=images) if data else whole
 
