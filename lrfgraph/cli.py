@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from lrfgraph import __version__
-from lrfgraph.commands.asking import ask, cache_folder
+from lrfgraph.commands.asking import asking, cache_folder, looking
 from lrfgraph.errors import LrfError, RecipeError
 from lrfgraph.options.option import Option
 from lrfgraph.options.recipe import OPTIONS
@@ -114,16 +114,18 @@ def run(model: Model, recipe: RecipeFile = None, settings: Settings = None,
     """Compress MODEL and write the smaller model with an account of what was lost."""
     from lrfgraph.commands.run import run_and_report
 
-    run_and_report(model, ask(model, recipe, settings), as_json=json)
+    with asking(model, recipe, settings) as asked:
+        run_and_report(model, asked, as_json=json)
 
 
 @app.command(cls=RecipeCommand)
 def select(model: Model, recipe: RecipeFile = None, settings: Settings = None,
            json: Json = False, debug: Debug = False) -> None:  # fmt: skip
     """Take one point of the front of MODEL (policy pareto, --point K) and finish it; nothing is explored again."""
-    from lrfgraph.commands.select import select_point
+    from lrfgraph.commands.select import POLICY, select_point
 
-    select_point(model, ask(model, recipe, settings), as_json=json)
+    with asking(model, recipe, settings, policy=POLICY) as asked:
+        select_point(model, asked, as_json=json)
 
 
 @app.command(cls=RecipeCommand)
@@ -132,7 +134,9 @@ def plan(model: Model, recipe: RecipeFile = None, settings: Settings = None,
     """Say what `run` would compute and what it would reuse, and why; exit code 3 if there is something to compute."""
     from lrfgraph.commands.plan import plan_and_report
 
-    if plan_and_report(model, ask(model, recipe, settings), as_json=json):
+    with asking(model, recipe, settings) as asked:
+        work = plan_and_report(model, asked, as_json=json)
+    if work:
         raise typer.Exit(3)
 
 
@@ -142,7 +146,8 @@ def explain(model: Model, layer: Layer, recipe: RecipeFile = None, settings: Set
     """Show the candidates of LAYER in MODEL, which one was chosen, and what excluded the others."""
     from lrfgraph.commands.explain import explain_layer
 
-    explain_layer(model, layer, ask(model, recipe, settings), as_json=json)
+    with asking(model, recipe, settings) as asked:
+        explain_layer(model, layer, asked, as_json=json)
 
 
 @app.command(cls=LookingCommand)
@@ -151,7 +156,8 @@ def inspect(model: Model, recipe: RecipeFile = None, settings: Settings = None,
     """Print every layer: kernel, parameters and MACs with their share, break-even ranks, methods or why none."""
     from lrfgraph.commands.inspect import inspect_model
 
-    inspect_model(model, ask(model, recipe, settings, beside=False), as_json=json)
+    with looking(recipe, settings) as asked:
+        inspect_model(model, asked, as_json=json)
 
 
 Topic = Annotated[str | None, typer.Argument(help="What to list; without it, what can be listed.", show_default=False)]

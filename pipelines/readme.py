@@ -24,15 +24,17 @@ def picture() -> str:
         recipe = demo.recipe()
         select = replace(recipe.select, policy="threshold")
         run = replace(recipe.run, cache=folder, until="select")
-        outcome = compress(demo.MODEL, replace(recipe, select=select, run=run))
-        layers = {layer.name: layer for layer in outcome.network.layers}
-        name = max((n for n, _, _ in outcome.scores), key=lambda n: layers[n].weights if layers[n].spatial else 0)
-        points = [
-            (method, outcome.walk.data(ref)["parameters"] / layers[name].weights, outcome.walk.data(ref)["similarity"])
-            for (layer, method, _), ref in outcome.scores.items()
-            if layer == name
-        ]
-    return _svg(name, [(method, share, similarity["cosine"]) for method, share, similarity in points])
+        compression = compress(demo.MODEL, replace(recipe, select=select, run=run))
+        layers = {layer.name: layer for layer in compression.network.layers}
+        scores = {id: compression.driver.data(ref) for id, ref in compression.exploration.scores.items()}
+        name = max((id.layer for id in scores), key=lambda n: layers[n].weights if layers[n].spatial else 0)
+    whole = layers[name].weights
+    points = [
+        (id.method, score["parameters"] / whole, score["similarity"]["cosine"])
+        for id, score in scores.items()
+        if id.layer == name
+    ]
+    return _svg(name, points)
 
 
 def _svg(name: str, points: Sequence[tuple[str, float, float]]) -> str:

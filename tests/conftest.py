@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +66,13 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
         return Said(left.value.code, printed.out, printed.err)
 
     return called
+
+
+def with_changes(words: Sequence[str]) -> list[str]:
+    """Return options and their values in which a later one replaces an earlier one of the same name."""
+    pairs = zip(words[::2], words[1::2], strict=True)
+    named = {(flag, value.partition("=")[0] if flag == "--set" else ""): value for flag, value in pairs}
+    return [word for (flag, _), value in named.items() for word in (flag, value)]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import DATA, Call, Finished
+from conftest import DATA, Call, Finished, with_changes
 
 from lrfgraph.options.recipe import OPTIONS
 
@@ -154,6 +154,148 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], tuple[str, ...]]] = {
 }
 
 
+# What has no effect, contradicts, or would run code that nobody named
+
+
+def _toml(text: str, *arguments: object) -> Callable[[Path], list[object]]:
+    """A recipe in the working folder, which nobody names, and a module that tells when it is imported."""
+
+    def make(folder: Path) -> list[object]:
+        (folder / "lrfgraph.toml").write_text(text)
+        (folder / "evil.py").write_text("from pathlib import Path\nPath('imported').touch()\n")
+        return list(arguments)
+
+    return make
+
+
+def _named(text: str, *arguments: object) -> Callable[[Path], list[object]]:
+    def make(folder: Path) -> list[object]:
+        (folder / "r.toml").write_text(text)
+        return [*arguments, "--recipe", folder / "r.toml"]
+
+    return make
+
+
+RUN, WITH_DATA = ("run", MODEL), ("run", MODEL, "--data", IMAGES)
+HYBRID = ("--configuration", "hybrid.toml")
+
+BAD |= {
+    "custom objects of a recipe found": (
+        _toml('[model]\ncustom = ["evil:Layer"]\n', *RUN),
+        ("lrfgraph.toml: model.custom", "evil:Layer", "--custom", "--recipe lrfgraph.toml"),
+    ),
+    "a data function of a recipe found": (
+        _toml('[data]\nsource = "evil:images"\n', *RUN),
+        ("data.source", "evil:images", "--data"),
+    ),
+    "trust in a recipe found": (_toml("[model]\nunsafe = true\n", *RUN), ("model.unsafe = true", "--unsafe")),
+    "a scheduler of a recipe found": (
+        _toml('[run]\nscheduler = "tcp://evil:8786"\n', *RUN),
+        ("run.scheduler", "tcp://evil:8786", "--scheduler"),
+    ),
+    "code of a recipe found, planned": (
+        _toml('[model]\ncustom = ["evil:Layer"]\n', "plan", MODEL),
+        ("model.custom", "lets code be run"),
+    ),
+    "code of a recipe found, explained": (
+        _toml('[data]\nsource = "evil:images"\n', "explain", MODEL, "conv1"),
+        ("data.source", "lets code be run"),
+    ),
+    "code of a recipe found, a point selected": (
+        _toml('[data]\nsource = "evil:images"\n', "select", MODEL, "--point", "1"),
+        ("lets code be run",),
+    ),
+    "a budget and a drop": (
+        _plain(*WITH_DATA, "--params", "0.5", "--max-drop", "1"),
+        ("--params", "budget", "--max-drop", "accuracy"),
+    ),
+    "a drop and a similarity": (
+        _plain(*WITH_DATA, "--min-similarity", "0.9", "--max-drop", "1"),
+        ("--min-similarity", "--max-drop", "--policy"),
+    ),
+    "a point and a budget": (_plain(*WITH_DATA, "--point", "1", "--macs", "0.5"), ("--point", "--macs", "--policy")),
+    "a similarity and a budget": (
+        _plain(*RUN, "--min-similarity", "0.9", "--params", "0.5"),
+        ("--min-similarity", "select.params is 0.5"),
+    ),
+    "a budget of MACs that the policy does not read": (
+        _plain(*WITH_DATA, "--policy", "accuracy", "--macs", "0.5"),
+        ("--macs has no effect under policy accuracy",),
+    ),
+    "a similarity under pareto": (
+        _plain(*WITH_DATA, "--policy", "pareto", "--min-similarity", "0.9"),
+        ("--min-similarity", "threshold, energy"),
+    ),
+    "a budget against the recipe's policy": (
+        _named('[select]\npolicy = "pareto"\n', *WITH_DATA, "--params", "0.5"),
+        ("--params", "policy pareto of", "r.toml"),
+    ),
+    "a point of a policy without a front": (
+        _plain(*WITH_DATA, "--policy", "uniform", "--params", "0.5", "--point", "1"),
+        ("--point", "pareto"),
+    ),
+    "probes where none are read": (
+        _plain(*WITH_DATA, "--policy", "threshold", "--set", "select.probes=2"),
+        ("--set select.probes", "threshold"),
+    ),
+    "a mix of no mix": (_plain(*RUN, "--set", "select.mix=0.3"), ("select.mix", 'select.cost is "parameters"')),
+    "a drop without images": (_plain(*RUN, "--max-drop", "1"), ("--max-drop", "accuracy", "received none", "--data")),
+    "a measuring policy without images": (_plain(*RUN, "--policy", "pareto"), ("--policy", "received none", "--data")),
+    "epochs without images": (_plain(*RUN, "--epochs", "3"), ("--epochs", "data.source is none", "give --data")),
+    "a scale without images": (_plain(*RUN, "--scale", "1/255"), ("--scale", "data.source is none")),
+    "a weighting without images": (_plain(*RUN, "--set", "explore.weighting=plain"), ("explore.weighting", "--data")),
+    "training options without training": (
+        _plain(*WITH_DATA, "--epochs", "0", "--set", "finetune.batch=64"),
+        ("finetune.batch", "finetune.epochs is 0"),
+    ),
+    "repair options without repair": (
+        _plain(*WITH_DATA, "--set", "repair.enabled=false", "--set", "repair.steps=9"),
+        ("repair.steps", "is false"),
+    ),
+    "a policy beside a configuration": (_plain(*RUN, *HYBRID, "--policy", "energy"), ("--policy", "--configuration")),
+    "ranks beside a configuration": (
+        _plain(*RUN, *HYBRID, "--set", "explore.ranks=3"),
+        ("explore.ranks", "hybrid.toml"),
+    ),
+    "a point of a configuration": (_plain("select", MODEL, *HYBRID), ("select takes a point", "--configuration")),
+    "a point by another setting of the policy": (
+        _plain("select", MODEL, "--set", "select.policy=energy"),
+        ("pareto", "'energy'", "use run"),
+    ),
+    "an option said twice": (
+        _plain(*RUN, "--set", "explore.ranks=3", "--set", "explore.ranks=4"),
+        ("explore.ranks is said twice", "3 and 4"),
+    ),
+    "an option said by its flag and by its key": (
+        _plain(*WITH_DATA, "--epochs", "3", "--set", "finetune.epochs=4"),
+        ("finetune.epochs is said twice", "3 and 4"),
+    ),
+    "processes beside a cluster": (
+        _plain(*RUN, "--workers", "2", "--scheduler", "tcp://localhost:1"),
+        ("--workers", "run.scheduler"),
+    ),
+    "threads beside processes": (
+        _plain(*RUN, "--workers", "2", "--set", "run.threads=3"),
+        ("run.threads", "run.workers"),
+    ),
+    "an explanation that stops elsewhere": (
+        _plain("explain", MODEL, "conv1", "--until", "rebuild"),
+        ("explain", "select", "--until rebuild"),
+    ),
+    "training for an inspection": (
+        _plain("inspect", MODEL, "--set", "finetune.batch=64"),
+        ("finetune.batch", "no effect"),
+    ),
+    "a size that nothing obeys": (_plain(*RUN, "--set", "run.max_cache=5GB"), ("'max_cache' is unknown",)),
+    "custom objects in no module": (
+        _plain(*RUN, "--custom", "nowhere:Layer"),
+        ("'nowhere:Layer'", "cannot be imported"),
+    ),
+    "images in no module": (_plain(*RUN, "--data", "nowhere:images"), ("nowhere:images", "ModuleNotFoundError")),
+    "a folder as recipe": (_plain(*RUN, "--recipe", "."), ("recipe .", "cannot be read")),
+}
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_line(name: str, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make, fragments = BAD[name]
@@ -168,6 +310,7 @@ def test_bad_input_is_one_line(name: str, call: Call, tmp_path: Path, monkeypatc
     for fragment in fragments:
         assert fragment in said.err
     assert {path.name for path in tmp_path.iterdir()} - before <= {"cache", "__pycache__"}
+    assert not (tmp_path / "imported").exists()
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
@@ -226,8 +369,10 @@ def test_a_hybrid_edited_by_hand_is_used_as_it_is(finished: Finished, call: Call
     hybrid = tmp_path / "hybrid.toml"
     name = next(r["name"] for r in json.loads((finished.out / "summary.json").read_text())["layers"] if r["method"])
     hybrid.write_text(f'[layers."{name}"]\nmethod = "keep"\n')
+    model, *options = finished.arguments
+    images = [*options[: options.index("--policy")], "--set", "repair.enabled=false"]
     said = call(
-        "run", *finished.arguments, "--cache", cache, "--configuration", hybrid, "--until", "select",
+        "run", model, *images, "--cache", cache, "--configuration", hybrid, "--until", "select",
         "--out", tmp_path / "out", "--json",
     )  # fmt: skip
     assert said.code == 0
@@ -238,8 +383,9 @@ def test_a_terminal_of_any_width_cuts_nothing_off(
     finished: Finished, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    strict = [*finished.arguments, "--min-similarity", "1.0", "--cache", finished.cache, "--until", "select"]
-    said = call("run", *strict, "--out", tmp_path)
+    model, *options = finished.arguments
+    strict = with_changes([*options, "--min-similarity", "1.0", "--cache", str(finished.cache), "--until", "select"])
+    said = call("run", model, *strict, "--out", tmp_path)
     assert "…" not in said.out
     assert "kept: no candidate reaches cosine 1" in " ".join(said.out.split())
 
@@ -362,7 +508,8 @@ def _process(tmp_path: Path, *arguments: object) -> subprocess.CompletedProcess[
 )
 def test_what_is_cached_needs_no_tensorflow(finished: Finished, tmp_path: Path, more: tuple[str, ...]) -> None:
     cache = shutil.copytree(finished.cache, tmp_path / "cache")
-    said = _process(tmp_path, "run", *finished.arguments, "--cache", cache, *more)
+    model, *options = finished.arguments
+    said = _process(tmp_path, "run", model, *with_changes([*options, *more]), "--cache", cache)
     assert said.returncode == 0, said.stderr
     assert said.stderr == ""
     assert "tensorflow" not in said.stdout.splitlines()[-1]

@@ -20,6 +20,7 @@ TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 README = PAGES[0].read_text(encoding="utf-8")
 SECTIONS = {option.section for option in OPTIONS.values()}
 SUFFIXES = {"csv", "h5", "json", "keras", "npz", "png", "py", "svg", "toml"}
+OF_DASK = {"--tls-ca-file", "--tls-cert", "--tls-key"}
 SCRIPTS = re.compile(r"^.*\b(?:pip|pytest|python)\b.*$", re.M)
 
 
@@ -33,7 +34,8 @@ def first_columns(title: str) -> list[str]:
 
 def commands() -> Iterator[list[str]]:
     """Every command in the text, in running text and in blocks."""
-    for text in re.findall(r"`(lrfgraph [^`]+)`", TEXT) + re.findall(r"^\$? ?(lrfgraph [a-z].*)$", TEXT, re.M):
+    blocks = "\n".join(re.findall(r"^```\n(.*?)^```", TEXT, re.M | re.S))
+    for text in re.findall(r"`(lrfgraph [^`]+)`", TEXT) + re.findall(r"(lrfgraph [a-z].*)$", blocks, re.M):
         yield shlex.split(text, comments=True)[1:]
 
 
@@ -56,7 +58,7 @@ def test_every_option_exists(call: Call) -> None:
     names = [(name,) for name in subcommands(call) - {"cache"}]
     names += [("cache", name) for name in subcommands(call, "cache")]
     options = {option for name in names for option in options_of(call, *name)}
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", SCRIPTS.sub("", TEXT))) <= options
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", SCRIPTS.sub("", TEXT))) <= options | OF_DASK
 
 
 def test_every_key_exists() -> None:

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import DATA, Finished
+from conftest import DATA, Finished, with_changes
 
 from lrfgraph import api
 from lrfgraph.cli import RecipeCommand, written_out
-from lrfgraph.commands.asking import ask
+from lrfgraph.commands.asking import asking
 from lrfgraph.engine.nodes import Node, Ref, Task, components_of, digest, key_of
 from lrfgraph.images.sources import source_digest
 from lrfgraph.layers.spec import LayerSpec
@@ -318,9 +318,9 @@ def ran(cache: Path, *arguments: str) -> list[str]:
 
 
 def _asked(cache: Path, arguments: tuple[str, ...]) -> tuple[Path, Recipe, Path]:
-    settings = list(written_out([*arguments[1:], "--cache", str(cache)], RecipeCommand.flags, ["--set"]))[1::2]
-    asked = ask(Path(arguments[0]), None, settings, beside=False)
-    return Path(arguments[0]), asked.recipe, asked.folder
+    settings = written_out([*with_changes(arguments[1:]), "--cache", str(cache)], RecipeCommand.flags, ["--set"])
+    with asking(Path(arguments[0]), None, list(settings)[1::2]) as asked:
+        return Path(arguments[0]), asked.recipe, asked.folder
 
 
 def kinds(names: list[str]) -> Counter[str]:

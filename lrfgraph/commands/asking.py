@@ -1,40 +1,85 @@
-"""From the arguments of a command to what is asked for: the recipe file, then the command line."""
+"""From the arguments of a command to what is asked for: the recipe file, then the command line.
+
+Code is run only where the command line names it, or names the recipe that does: a recipe that is merely found beside
+a model came with the model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from lrfgraph.options.asked import Asked
-from lrfgraph.selection.policies import POLICIES
+from lrfgraph.errors import RecipeError
+from lrfgraph.options.asked import Asked, literal
+from lrfgraph.options.recipe import OPTIONS
+from lrfgraph.options.values import names_function
 
-__all__ = ["BESIDE", "ask", "cache_folder"]
+__all__ = ["BESIDE", "ask", "asking", "cache_folder", "looking"]
 
 BESIDE = "lrfgraph.toml"
 """The recipe that is read where it lies beside the model or in the working folder, and none is named."""
 
 
-def ask(model: Path, file: Path | None, settings: Sequence[str] | None, *, beside: bool = True) -> Asked:
-    """Return what is asked for: the recipe file's options, then those of the command line; raises RecipeError.
+@contextmanager
+def asking(model: Path, file: Path | None, settings: Sequence[str] | None, *, policy: str = "") -> Iterator[Asked]:
+    """Give what is asked for; while it is carried out, modules that it names are found.
 
-    file : the recipe that is named.  settings : ``section.key=value``.  beside : read the recipe that lies beside the
-    model or in the working folder where none is named.
+    file : the recipe that is named.  settings : ``section.key=value``.  policy : the only one the command is for.
+    Raises RecipeError for what is unknown, contradictory or without effect.
     """
-    if file is None and beside:
-        file = next((path for path in (model.parent / BESIDE, Path(BESIDE)) if path.is_file()), None)
+    from lrfgraph.commands.effects import checked, with_policy  # with the policies comes NumPy
+
+    asked = ask(model, file, settings)
+    asked = checked(with_policy(asked, policy) if policy else asked)
+    with modules_of(asked):
+        yield replace(asked, recipe=asked.recipe.placed(Path()))
+
+
+@contextmanager
+def looking(file: Path | None, settings: Sequence[str] | None) -> Iterator[Asked]:
+    """Give what is asked of a command that only looks at a model; only a recipe that is named is read."""
     asked = (Asked.from_file(file) if file else Asked()).with_settings(settings or ())
-    here = {key for key, origin in asked.origins.items() if origin is None}
-    implied = _implied_policy({key.removeprefix("select.") for key in here if key.startswith("select.")})
-    if implied and "select.policy" not in here:
-        asked = replace(asked, recipe=asked.recipe.with_option("select.policy", implied))
-    return replace(asked, recipe=asked.recipe.placed(Path()))
+    for key in asked.origins:
+        if asked.here(key) and not OPTIONS[key].looking:
+            raise RecipeError(f"{asked.name(key)} has no effect on what is only looked at; leave it out")
+    with modules_of(asked):
+        yield replace(asked, recipe=asked.recipe.placed(Path()))
 
 
-def _implied_policy(options: set[str]) -> str | None:
-    """The policy that options of ``[select]`` ask for: of those that one of them implies, the one that reads most."""
-    implied = [p for p in POLICIES.values() if p.public and options.intersection(p.implied_by)]
-    return max(implied, key=lambda policy: len(policy.relevant & options)).name if implied else None
+def ask(model: Path, file: Path | None, settings: Sequence[str] | None) -> Asked:
+    """Return what the recipe file and the command line say; see `asking`."""
+    if file is not None:
+        return Asked.from_file(file).with_settings(settings or ())
+    beside = next((path for path in (model.parent / BESIDE, Path(BESIDE)) if path.is_file()), None)
+    asked = replace(Asked.from_file(beside), folder=Path()) if beside else Asked()
+    asked = asked.with_settings(settings or ())
+    for key, origin in asked.origins.items():
+        value = asked.recipe.value(key)
+        if origin is not None and value is not None and OPTIONS[key].runs_code(value):
+            raise RecipeError(
+                f"{origin}: {key} = {literal(key, asked.recipe)} lets code be run, which only a recipe that is named "
+                f"may; say {OPTIONS[key].flag or key} on the command line, or name the recipe with --recipe {origin}"
+            )
+    return asked
+
+
+@contextmanager
+def modules_of(asked: Asked) -> Iterator[None]:
+    """Have modules found in the recipe's folder and the working folder, after all installed ones, if any is named."""
+    values = [asked.recipe.value(option.key) for option in OPTIONS.values()]
+    texts = [text for value in values for text in (value if isinstance(value, tuple) else (value,))]
+    folders = [str(folder.absolute()) for folder in (asked.folder, Path())]
+    if not any(isinstance(text, str) and names_function(text) for text in texts):
+        folders = []
+    sys.path.extend(folders)
+    try:
+        yield
+    finally:
+        for folder in folders:
+            sys.path.remove(folder)
 
 
 def cache_folder(folder: Path | None) -> Path:

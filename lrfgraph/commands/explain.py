@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lrfgraph import api
-from lrfgraph.errors import ModelError
+from lrfgraph.errors import ModelError, RecipeError
 from lrfgraph.layers.pieces import Cost, layer_cost
 from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.options.asked import Asked
@@ -21,10 +21,15 @@ from lrfgraph.selection.problem import Candidate, Choice
 
 __all__ = ["excluded", "explain_layer"]
 
+LAST = "select"
+"""The kind of node up to which everything is computed that an explanation stands on."""
+
 
 def explain_layer(model: Path, name: str, asked: Asked, *, as_json: bool = False) -> None:
     """Print the candidates of one layer; what is not in the cache up to the choice is computed first."""
-    recipe = asked.recipe.with_option("run.until", "select")
+    if asked.here("run.until") and asked.recipe.run.until != LAST:
+        raise RecipeError(f"explain computes up to {LAST}, received --until {asked.recipe.run.until}; leave it out")
+    recipe = asked.recipe.with_option("run.until", LAST)
     with Progress() as progress:
         compression = api.compress(model, recipe, base=asked.folder, on_event=progress)
     layers = {layer.name: layer for layer in compression.network.layers}
@@ -35,7 +40,12 @@ def explain_layer(model: Path, name: str, asked: Asked, *, as_json: bool = False
     if choice is None:
         raise ModelError(f"{name} is a {layers[name].class_name}: it has no kernel to factorize")
     account = _account(compression, layers[name], choice)
-    print(json.dumps(account, indent=1, default=list) if as_json else _text(account))
+    if as_json:
+        print(json.dumps({**account, "notes": asked.notes}, indent=1, default=list))
+        return
+    print(_text(account))
+    for note in asked.notes:
+        print(f"note: {note}")
 
 
 def _account(compression: api.Compression, layer: LayerSpec, choice: Choice) -> dict[str, Any]:
@@ -84,7 +94,8 @@ def excluded(
     """Say what speaks against a candidate that was not chosen."""
     metric, options = recipe.similarity.metric, recipe.select
     similarity = candidate.similarity[metric]
-    if policy == "threshold" and similarity < options.min_similarity:
+    budget = options.params is not None or options.macs is not None
+    if policy == "threshold" and not budget and similarity < options.min_similarity:
         return f"{metric} below {options.min_similarity:g}"
     if candidate.parameters >= whole.parameters and options.cost == "parameters":
         return "no fewer parameters than the layer"

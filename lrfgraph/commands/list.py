@@ -10,6 +10,7 @@ from typing import Any
 from lrfgraph.layers.kinds import LAYER_KINDS
 from lrfgraph.layers.similarity import METRICS
 from lrfgraph.methods import METHODS
+from lrfgraph.network.heads import HEADS
 from lrfgraph.options.option import check_choice
 from lrfgraph.options.recipe import OPTIONS
 from lrfgraph.options.values import toml_literal
@@ -52,6 +53,11 @@ def metrics() -> list[Row]:
     return [{"metric": name, "help": metric.formula} for name, metric in METRICS.items()]
 
 
+def heads() -> list[Row]:
+    """Every meaning that a network's output can have, and what is measured then; the first measure decides."""
+    return [{"head": name, "help": ", ".join(head.measures)} for name, head in HEADS.items()]
+
+
 def kinds() -> list[Row]:
     """Every kind of layer that can be factorized."""
     return [
@@ -68,7 +74,7 @@ def nodes() -> list[Row]:
 
 
 TOPICS: dict[str, Callable[[], list[Row]]] = {
-    topic.__name__: topic for topic in (options, methods, policies, metrics, kinds, nodes)
+    topic.__name__: topic for topic in (options, methods, policies, metrics, heads, kinds, nodes)
 }
 
 

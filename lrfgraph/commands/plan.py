@@ -37,12 +37,15 @@ def plan_and_report(model: Path, asked: Asked, *, as_json: bool = False) -> bool
     if as_json:
         nodes = [asdict(node) for node in missing]
         counts = {"run": dict(driver.run), "reused": dict(driver.reused)}
-        print(json.dumps({"nodes": counts, "complete": complete, "kinds": rows, "missing": nodes}, indent=1))
+        account = {"nodes": counts, "complete": complete, "kinds": rows, "missing": nodes, "notes": asked.notes}
+        print(json.dumps(account, indent=1))
         return work
     print(tables.columns(["kind", "to run", "reused", "seconds", "size", "why"], map(_cells, rows), right=range(1, 5)))
     print(f"\n{_price(rows)}")
     if not complete:
         print(FOLLOWS)
+    for note in asked.notes:
+        print(f"note: {note}")
     return work
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lrfgraph.errors import RecipeError
-from lrfgraph.options.recipe import Recipe, find_option, read_toml
+from lrfgraph.options.option import find
+from lrfgraph.options.recipe import OPTIONS, Recipe
+from lrfgraph.options.values import read_toml, toml_literal
 
 __all__ = ["Asked"]
 
@@ -17,12 +19,14 @@ class Asked:
     """A recipe and where its options were said.
 
     origins : by ``section.key``, the recipe file that says it, ``None`` for the command line; what nobody said is not
-    in it.  folder : where modules of the user's are looked for.
+    in it.  folder : where modules of the user's are looked for first.  notes : what became of an option otherwise
+    than its recipe file says.
     """
 
     recipe: Recipe = field(default_factory=Recipe)
     origins: Mapping[str, Path | None] = field(default_factory=dict)
     folder: Path = field(default_factory=Path)
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def from_file(cls, file: Path) -> Asked:
@@ -35,13 +39,40 @@ class Asked:
     def with_settings(self, settings: Iterable[str]) -> Asked:
         """Add what the command line says, each as ``section.key=value``; relative paths start from the working folder.
 
-        Raises RecipeError.
+        Raises RecipeError, also where it says two things of one option.
         """
         recipe, origins = self.recipe, dict(self.origins)
         for setting in settings:
             text, equals, value = setting.partition("=")
             if not equals:
                 raise RecipeError(f"--set takes section.key=value, received {setting!r}")
-            key = find_option(text.strip()).key
-            recipe, origins[key] = recipe.with_option(key, value.strip()).placed(Path(), [key]), None
+            key = find(text.strip(), OPTIONS).key
+            changed = recipe.with_option(key, value.strip()).placed(Path(), [key])
+            if key in origins and origins[key] is None and changed != recipe:
+                values = " and ".join(literal(key, asked) for asked in (recipe, changed))
+                raise RecipeError(f"{key} is said twice on the command line, received {values}; leave one of them out")
+            recipe, origins[key] = changed, None
         return replace(self, recipe=recipe, origins=origins)
+
+    def here(self, key: str) -> bool:
+        """Whether the command line says an option."""
+        return key in self.origins and self.origins[key] is None
+
+    def means(self, key: str) -> bool:
+        """Whether somebody wants an option to have an effect.
+
+        A recipe as a run writes it says every option: in a file, one that has its default value asks for nothing.
+        """
+        return self.here(key) or (key in self.origins and self.recipe.value(key) != OPTIONS[key].default)
+
+    def name(self, key: str) -> str:
+        """An option as whoever said it knows it."""
+        if not self.here(key):
+            return f"{key} in {self.origins[key]}" if key in self.origins else key
+        return OPTIONS[key].flag or f"--set {key}"
+
+
+def literal(key: str, recipe: Recipe) -> str:
+    """Write the value of an option as a recipe file has it."""
+    value = recipe.value(key)
+    return "none" if value is None else toml_literal(value)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
 from lrfgraph.errors import RecipeError
 from lrfgraph.options.values import Kind, nearest
 
-__all__ = ["Option", "Section", "check_choice", "is_unknown", "option", "options_of"]
+__all__ = ["SET", "Option", "Section", "check_choice", "find", "is_unknown", "option", "options_of"]
 
 T = TypeVar("T")
 
 NOTHING = ("", "none", "auto")
+
+SET = object()
+"""In `Option.only_if`: any value but none, false and 0."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,10 @@ class Option:
     """One option of a recipe.
 
     choices : all values, where they are few.  low, high : inclusive, above : exclusive bound.  whole_from : from 1 on
-    values are whole numbers, and at least this.  optional : whether ``none`` (or ``auto``) is a value.
+    values are whole numbers, and at least this.
     flag : short form of ``--set section.key=value``.  looking : whether a command that only looks at a model reads it.
+    only_if : what other options must say for this one to have an effect, by key; `SET` for anything but nothing.
+    runs_code : whether a value lets code be run that is not lrfgraph's; only who runs a command may say such a value.
     """
 
     section: str
@@ -35,13 +40,19 @@ class Option:
     high: float | None = None
     above: float | None = None
     whole_from: float | None = None
-    optional: bool = False
     flag: str = ""
     looking: bool = False
+    only_if: Mapping[str, Any] = field(default_factory=dict)
+    runs_code: Callable[[Any], bool] = field(default=lambda _: False)
 
     @property
     def key(self) -> str:
         return f"{self.section}.{self.name}"
+
+    @property
+    def optional(self) -> bool:
+        """Whether ``none`` (or ``auto``) is a value."""
+        return self.default is None
 
     @property
     def type(self) -> str:
@@ -108,6 +119,8 @@ class Section:
     """A group of options; every value is checked, whoever builds the class."""
 
     SECTION: ClassVar[str]
+    ONLY_IF: ClassVar[Mapping[str, Any]] = {}
+    """`Option.only_if` of the options that do not say it themselves."""
 
     def __post_init__(self) -> None:
         for entry in options_of(type(self)).values():
@@ -116,8 +129,10 @@ class Section:
 
 def options_of(section: type[Section]) -> Mapping[str, Option]:
     """Return the options of a section by name, in the order in which they are declared."""
+    common = {"only_if": section.ONLY_IF}
     return {
-        entry.name: Option(section.SECTION, entry.name, entry.default, **entry.metadata) for entry in fields(section)
+        entry.name: Option(section.SECTION, entry.name, entry.default, **{**common, **entry.metadata})
+        for entry in fields(section)
     }
 
 
@@ -127,6 +142,20 @@ def check_choice(section: str, key: str, value: str, choices: Iterable[str]) -> 
     if value in names:
         return value
     raise RecipeError(f"[{section}] {key}: {value!r} {is_unknown(str(value), names)}")
+
+
+def find(key: str, options: Mapping[str, Option]) -> Option:
+    """Return the option ``section.key``; raises RecipeError that names the nearest where there is none."""
+    section, _, name = key.partition(".")
+    sections = list(dict.fromkeys(other.section for other in options.values()))
+    if key in options:
+        return options[key]
+    if name and section in sections:
+        names = [other.name for other in options.values() if other.section == section]
+        raise RecipeError(f"[{section}] {name!r} {is_unknown(name, names)}")
+    same_name = [other for other in options if other.endswith("." + key)]
+    hint = f", did you mean {same_name[0]!r}?" if same_name else nearest(key, options) or ";"
+    raise RecipeError(f"option {key!r} is unknown{hint} sections are {', '.join(sections)}")
 
 
 def is_unknown(value: str, names: Iterable[str]) -> str:

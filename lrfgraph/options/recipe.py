@@ -6,14 +6,13 @@ it came. Names that live in other modules' tables (methods, policies, metrics) a
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from lrfgraph.errors import RecipeError
-from lrfgraph.options.option import Option, Section, is_unknown, option, options_of
+from lrfgraph.options.option import SET, Option, Section, find, is_unknown, option, options_of
 from lrfgraph.options.values import (
     BYTES,
     IMAGE_SIZE,
@@ -25,7 +24,9 @@ from lrfgraph.options.values import (
     SOURCE,
     SWITCH,
     TEXT,
-    nearest,
+    names_function,
+    parse_toml,
+    read_toml,
     toml_sections,
 )
 
@@ -41,9 +42,12 @@ __all__ = [
     "RunOptions",
     "SelectOptions",
     "SimilarityOptions",
-    "find_option",
-    "read_toml",
 ]
+
+WITH_IMAGES = {"data.source": SET}
+WITH_REPAIR = {"repair.enabled": True}
+WITH_TRAINING = {"finetune.epochs": SET}
+CHOOSING = {"select.configuration": None}
 
 
 @dataclass(frozen=True)
@@ -52,18 +56,23 @@ class ModelOptions(Section):
 
     SECTION = "model"
     custom: tuple[str, ...] = option(
-        (), NAMES, "Custom objects the model needs, as package.module:name", flag="--custom", looking=True
+        (),
+        NAMES,
+        "Custom objects the model needs, as package.module:name",
+        flag="--custom",
+        looking=True,
+        runs_code=bool,
     )
     architecture: str | None = option(
-        None,
-        PATH,
-        "Model JSON that belongs to a file that holds weights alone",
-        optional=True,
-        flag="--architecture",
-        looking=True,
+        None, PATH, "Model JSON that belongs to a file that holds weights alone", flag="--architecture", looking=True
     )
     unsafe: bool = option(
-        False, SWITCH, "Open files that carry code to be run, such as Lambda layers", flag="--unsafe", looking=True
+        False,
+        SWITCH,
+        "Open files that carry code to be run, such as Lambda layers",
+        flag="--unsafe",
+        looking=True,
+        runs_code=bool,
     )
 
 
@@ -72,28 +81,22 @@ class DataOptions(Section):
     """Where the images are, what is done to them before the network sees them, and how they are divided."""
 
     SECTION = "data"
+    ONLY_IF = WITH_IMAGES
     source: str | None = option(
         None,
         SOURCE,
         "Images: a .npz file, a folder of class folders, or package.module:function",
-        optional=True,
         flag="--data",
+        only_if={},
+        runs_code=names_function,
     )
-    scale: float | None = option(
-        None, NUMBER, "Factor that pixel values are multiplied with, as 1/255", optional=True, flag="--scale"
-    )
-    mean: tuple[float, ...] | None = option(
-        None, NUMBERS, "Mean per channel, subtracted after scaling", optional=True, flag="--mean"
-    )
+    scale: float | None = option(None, NUMBER, "Factor that pixel values are multiplied with, as 1/255", flag="--scale")
+    mean: tuple[float, ...] | None = option(None, NUMBERS, "Mean per channel, subtracted after scaling", flag="--mean")
     std: tuple[float, ...] | None = option(
-        None, NUMBERS, "Standard deviation per channel, divided by after the mean", optional=True, above=0, flag="--std"
+        None, NUMBERS, "Standard deviation per channel, divided by after the mean", above=0, flag="--std"
     )
     stats: str | None = option(
-        None,
-        PATH,
-        "A .npz file with arrays mean and std of the image's shape, used like mean and std",
-        optional=True,
-        flag="--stats",
+        None, PATH, "A .npz file with arrays mean and std of the image's shape, used like mean and std", flag="--stats"
     )
     channels: str = option(
         "rgb", TEXT, "Order of colours that the network expects", choices=("rgb", "bgr"), flag="--channels"
@@ -102,9 +105,9 @@ class DataOptions(Section):
         None,
         IMAGE_SIZE,
         "Height and width that images from folders are resized to",
-        optional=True,
         low=1,
         flag="--image-size",
+        only_if={},
     )
     calibration: int = option(1024, INTEGER, "Images that activations are recorded from", low=1)
     validation: float = option(
@@ -126,6 +129,7 @@ class RecordOptions(Section):
     """What is kept of the activations."""
 
     SECTION = "record"
+    ONLY_IF = WITH_IMAGES
     rows: int = option(8192, INTEGER, "Rows of each layer that are kept", low=2)
     moment_rows: int = option(32768, INTEGER, "Rows of each layer that its moments are summed over", low=2)
     max_rows_bytes: int = option(67108864, BYTES, "Size that the kept rows of one layer may have", low=1024)
@@ -140,19 +144,24 @@ class ExploreOptions(Section):
     methods: tuple[str, ...] = option(
         (), NAMES, "Factorization methods to try; empty for all that apply", flag="--methods", looking=True
     )
-    ranks: int = option(24, INTEGER, "Ranks tried per layer and method", low=1, high=4096)
-    smallest: float = option(0.01, NUMBER, "Smallest share of a layer's parameters that is tried", above=0, high=1)
-    largest: float = option(1.0, NUMBER, "Largest share of a layer's parameters that is tried", above=0, high=1)
+    ranks: int = option(24, INTEGER, "Ranks tried per layer and method", low=1, high=4096, only_if=CHOOSING)
+    smallest: float = option(
+        0.01, NUMBER, "Smallest share of a layer's parameters that is tried", above=0, high=1, only_if=CHOOSING
+    )
+    largest: float = option(
+        1.0, NUMBER, "Largest share of a layer's parameters that is tried", above=0, high=1, only_if=CHOOSING
+    )
     weighting: str = option(
         "two_sided",
         TEXT,
         "What factors minimise: the kernel's error, the output's, or the network's",
         choices=("plain", "input", "two_sided"),
+        only_if=WITH_IMAGES,
     )
     skip: tuple[str, ...] = option(
         (), NAMES, "Layers left as they are, as name patterns (conv1*, head/dense)", looking=True
     )
-    multiple: int = option(1, INTEGER, "Ranks are multiples of this number", low=1)
+    multiple: int = option(1, INTEGER, "Ranks are multiples of this number", low=1, only_if=CHOOSING)
 
 
 @dataclass(frozen=True)
@@ -162,7 +171,11 @@ class SimilarityOptions(Section):
     SECTION = "similarity"
     metric: str = option("cosine", TEXT, "Similarity of a candidate's outputs to its layer's")
     tap: str = option(
-        "linear", TEXT, "Where outputs are compared: before or after the activation", choices=("linear", "activation")
+        "linear",
+        TEXT,
+        "Where outputs are compared: before or after the activation",
+        choices=("linear", "activation"),
+        only_if=WITH_IMAGES,
     )
 
 
@@ -173,31 +186,45 @@ class SelectOptions(Section):
     SECTION = "select"
     policy: str = option("accuracy", TEXT, "Rule that picks one candidate per layer", flag="--policy")
     min_similarity: float = option(
-        0.97, NUMBER, "Similarity that a candidate must reach", low=0, high=1, flag="--min-similarity"
+        0.97,
+        NUMBER,
+        "Similarity that a candidate must reach",
+        low=0,
+        high=1,
+        flag="--min-similarity",
+        only_if={"select.params": None, "select.macs": None},
     )
     cost: str = option("parameters", TEXT, "What is to become small", choices=("parameters", "macs", "mix"))
-    mix: float = option(0.5, NUMBER, "Weight of the parameters where the cost is a mix", low=0, high=1)
+    mix: float = option(
+        0.5, NUMBER, "Weight of the parameters where the cost is a mix", low=0, high=1, only_if={"select.cost": "mix"}
+    )
     params: float | None = option(
-        None, NUMBER, "Share of the parameters that may be kept", optional=True, above=0, high=1, flag="--params"
+        None, NUMBER, "Share of the parameters that may be kept", above=0, high=1, flag="--params"
     )
-    macs: float | None = option(
-        None, NUMBER, "Share of the MACs that may be kept", optional=True, above=0, high=1, flag="--macs"
-    )
+    macs: float | None = option(None, NUMBER, "Share of the MACs that may be kept", above=0, high=1, flag="--macs")
     max_drop: float = option(
         1.0, NUMBER, "Points of accuracy that may be lost on validation", low=0, high=100, flag="--max-drop"
     )
     configuration: str | None = option(
-        None, PATH, "A hybrid.toml to be used in place of a policy", optional=True, flag="--configuration"
+        None, PATH, "A hybrid.toml to be used in place of a policy", flag="--configuration"
     )
-    point: int | None = option(
-        None, INTEGER, "Number of the point on the front to be taken", optional=True, low=0, flag="--point"
-    )
+    point: int | None = option(None, INTEGER, "Number of the point on the front to be taken", low=0, flag="--point")
     points: int = option(12, INTEGER, "Points of the front that are measured", low=2, high=200)
     probes: int = option(
-        0, INTEGER, "Candidates of each layer whose effect on the network's output is measured", low=0, high=100
+        0,
+        INTEGER,
+        "Candidates of each layer whose effect on the network's output is measured",
+        low=0,
+        high=100,
+        only_if=WITH_IMAGES,
     )
     refine: int = option(
-        0, INTEGER, "Exchanges between layers that are tried, each judged after repair", low=0, high=1000
+        0,
+        INTEGER,
+        "Exchanges between layers that are tried, each judged after repair",
+        low=0,
+        high=1000,
+        only_if=WITH_IMAGES,
     )
 
 
@@ -206,7 +233,10 @@ class RepairOptions(Section):
     """How factors are refitted with the whole network in view, without labels."""
 
     SECTION = "repair"
-    enabled: bool = option(True, SWITCH, "Refit the factors to the original's activations, layer by layer")
+    ONLY_IF = WITH_REPAIR
+    enabled: bool = option(
+        True, SWITCH, "Refit the factors to the original's activations, layer by layer", only_if=WITH_IMAGES
+    )
     images: int = option(3072, INTEGER, "Images the refit is made from", low=1)
     rows: int = option(65536, INTEGER, "Rows of each layer that the refit sees", low=2)
     rounds: int = option(3, INTEGER, "Further rounds where a ReLU follows", low=0, high=100)
@@ -219,10 +249,20 @@ class FinetuneOptions(Section):
     """The one training of the whole compressed network."""
 
     SECTION = "finetune"
-    epochs: int = option(10, INTEGER, "Passes over the training images; 0 for none", low=0, flag="--epochs")
+    ONLY_IF = WITH_TRAINING
+    epochs: int = option(
+        10, INTEGER, "Passes over the training images; 0 for none", low=0, flag="--epochs", only_if=WITH_IMAGES
+    )
     batch: int = option(128, INTEGER, "Images per step", low=1)
     learning_rate: float = option(3e-4, NUMBER, "Learning rate of the first step, falls to 0 as a cosine", above=0)
-    alpha: float = option(0.9, NUMBER, "Weight of the original network's answers against the labels", low=0, high=1)
+    alpha: float = option(
+        0.9,
+        NUMBER,
+        "Weight of the original network's answers against the labels",
+        low=0,
+        high=1,
+        only_if={"finetune.labels": True},
+    )
     temperature: float = option(2.0, NUMBER, "Temperature at which answers are compared", above=0)
     crop: int = option(0, INTEGER, "Pixels that images are shifted by at random", low=0)
     flip: bool = option(False, SWITCH, "Mirror images left to right at random")
@@ -237,14 +277,27 @@ class RunOptions(Section):
 
     SECTION = "run"
     cache: str = option("cache", PATH, "Folder of the cache", flag="--cache", looking=True)
-    out: str | None = option(None, PATH, "Folder for the results", optional=True, flag="--out")
-    workers: int = option(0, INTEGER, "Processes to work with; 0 for threads in this one", low=0, flag="--workers")
-    scheduler: str | None = option(
-        None, TEXT, "Address of a Dask scheduler, as tcp://host:8786", optional=True, flag="--scheduler"
+    out: str | None = option(None, PATH, "Folder for the results", flag="--out")
+    workers: int = option(
+        0,
+        INTEGER,
+        "Processes to work with; 0 for threads in this one",
+        low=0,
+        flag="--workers",
+        only_if={"run.scheduler": None},
     )
-    threads: int = option(2, INTEGER, "Threads per process", low=1)
-    max_memory: int | None = option(None, BYTES, "Memory that live activations may take", optional=True, low=1)
-    until: str | None = option(None, TEXT, "Kind of node to stop after", optional=True, flag="--until")
+    scheduler: str | None = option(
+        None, TEXT, "Address of a Dask scheduler, as tcp://host:8786", flag="--scheduler", runs_code=bool
+    )
+    threads: int = option(
+        2,
+        INTEGER,
+        "Threads to work with, where there are no processes",
+        low=1,
+        only_if={"run.workers": 0, "run.scheduler": None},
+    )
+    max_memory: int | None = option(None, BYTES, "Memory that live activations may take", low=1)
+    until: str | None = option(None, TEXT, "Kind of node to stop after", flag="--until")
 
 
 @dataclass(frozen=True)
@@ -269,7 +322,7 @@ class Recipe:
     @classmethod
     def from_text(cls, text: str, name: str = "recipe") -> Recipe:
         """Read a recipe from TOML text."""
-        return cls.from_dict(_parse_toml(text, name))
+        return cls.from_dict(parse_toml(text, name))
 
     @classmethod
     def from_dict(cls, sections: Mapping[str, Any]) -> Recipe:
@@ -282,19 +335,19 @@ class Recipe:
             if not isinstance(values, Mapping):
                 raise RecipeError(f"[{section}] must be a section of keys and values; received {values!r}")
             for name in values:
-                _find(section, name)
+                find(f"{section}.{name}", OPTIONS)
             filled[section] = classes[section](**values)
         return cls(**filled)
 
     def with_option(self, key: str, value: Any) -> Recipe:
         """Return a copy in which option ``section.key`` has this value; text is parsed by the option's kind."""
-        entry = find_option(key)
+        entry = find(key, OPTIONS)
         checked = entry.read(value) if isinstance(value, str) else entry.check(value)
         return replace(self, **{entry.section: replace(getattr(self, entry.section), **{entry.name: checked})})
 
     def value(self, key: str) -> Any:
         """Return the value of option ``section.key``."""
-        entry = find_option(key)
+        entry = find(key, OPTIONS)
         return getattr(getattr(self, entry.section), entry.name)
 
     def placed(self, folder: Path, keys: Iterable[str] | None = None) -> Recipe:
@@ -328,37 +381,3 @@ OPTIONS: Mapping[str, Option] = {
     for entry in options_of(type(getattr(Recipe(), section.name))).values()
 }
 """All options by ``section.key``, in the order in which they are declared."""
-
-
-def read_toml(path: str | Path) -> dict[str, Any]:
-    """Return what a TOML file says; raises RecipeError."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {path} cannot be read: {error}; give a TOML file") from None
-    return _parse_toml(text, str(path))
-
-
-def _parse_toml(text: str, name: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{name} is not valid TOML: {error}") from None
-
-
-def find_option(key: str) -> Option:
-    """Return the option ``section.key``; raises RecipeError that names the nearest where there is none."""
-    section, _, name = key.partition(".")
-    sections = list(dict.fromkeys(entry.section for entry in OPTIONS.values()))
-    if name and section in sections:
-        return _find(section, name)
-    same_name = [other for other in OPTIONS if other.endswith("." + key)]
-    hint = f", did you mean {same_name[0]!r}?" if same_name else nearest(key, OPTIONS) or ";"
-    raise RecipeError(f"option {key!r} is unknown{hint} sections are {', '.join(sections)}")
-
-
-def _find(section: str, name: str) -> Option:
-    names = [entry.name for entry in OPTIONS.values() if entry.section == section]
-    if name not in names:
-        raise RecipeError(f"[{section}] {name!r} {is_unknown(name, names)}")
-    return OPTIONS[f"{section}.{name}"]

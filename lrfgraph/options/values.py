@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lrfgraph.errors import RecipeError
+
 __all__ = [
     "BYTES",
     "IMAGE_SIZE",
@@ -30,6 +32,8 @@ __all__ = [
     "parse_age",
     "parse_bytes",
     "parse_fraction",
+    "parse_toml",
+    "read_toml",
     "toml_literal",
     "toml_sections",
 ]
@@ -188,7 +192,7 @@ IMAGE_SIZE = Kind("a size as 32 or 32x48", "SIZE", _parse_image_size, _image_siz
 BYTES = Kind("a number of bytes, or text as 5GB", "BYTES", parse_bytes, _instance_of(int), text=True)
 
 
-# A value as TOML ----------------------------------------------------------------------------------------------------
+# TOML --------------------------------------------------------------------------------------------------------------
 
 
 def toml_literal(value: Any) -> str:
@@ -211,6 +215,23 @@ def toml_sections(sections: Mapping[str, Mapping[str, Any]]) -> str:
         lines = [f"{key} = {toml_literal('none' if value is None else value)}" for key, value in values.items()]
         blocks.append("\n".join([f"[{section}]", *lines]))
     return "\n\n".join(blocks) + "\n"
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Return what a TOML file says; raises RecipeError."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path} cannot be read: {error}; give a TOML file") from None
+    return parse_toml(text, str(path))
+
+
+def parse_toml(text: str, name: str) -> dict[str, Any]:
+    """Return what TOML text says; raises RecipeError, in which `name` is that of the text."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{name} is not valid TOML: {error}") from None
 
 
 # Messages -----------------------------------------------------------------------------------------------------------

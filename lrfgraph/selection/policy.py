@@ -22,6 +22,7 @@ class Policy:
         none.
     options : those of ``[select]`` that it reads; nothing else enters the key of its decision.
     implied_by : options that ask for it where nobody names a policy.
+    compares : whether it decides by the similarities that ``[similarity]`` is about.
     public : whether users may name it; one that they may not is in force wherever an option implies it.
     refines : whether probes may scale the predictions it stands on (``select.probes``), and exchanges between layers
         better its decision (``select.refine``).
@@ -34,6 +35,7 @@ class Policy:
     without_images: str = ""
     options: tuple[str, ...] = ()
     implied_by: tuple[str, ...] = ()
+    compares: bool = False
     public: bool = True
     refines: bool = False
 

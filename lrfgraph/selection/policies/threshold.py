@@ -45,4 +45,5 @@ POLICY = Policy(
     decide=threshold,
     options=("min_similarity", "cost", "mix", "params", "macs"),
     implied_by=("min_similarity",),
+    compares=True,
 )
