@@ -43,10 +43,10 @@ def curvature(
     """
     import tensorflow as tf
 
-    program = flatten(model)
+    graph = flatten(model)
     index = {layer.name: i for i, layer in enumerate(layers)}
 
-    last = _last(program)
+    last = _last(graph)
     has_open_end = head.link == _activation_name(last.operation)
 
     def answer(x: Any, seen: Callable[[int, Any], None]) -> Any:
@@ -63,7 +63,7 @@ def curvature(
                 seen(index[call.path], linear)
             return linear if open_end else finish(linear)
 
-        outputs = run(program, {program.inputs[0]: x}, handler)[program.outputs[0]]
+        outputs = run(graph, {graph.inputs[0]: x}, handler)[graph.outputs[0]]
         return head.of_tensor(outputs, logits=has_open_end)
 
     first = np.asarray(answer(images[:MOST_ANSWERS], lambda number, linear: None))
@@ -100,8 +100,8 @@ def curvature(
     return [total / len(images) / _spread(layer) for layer, total in zip(layers, sums, strict=True)]
 
 
-def _last(program: Graph) -> Call:
-    return next(call for call in program.calls if program.outputs[0] in call.outputs)
+def _last(graph: Graph) -> Call:
+    return next(call for call in graph.calls if graph.outputs[0] in call.outputs)
 
 
 def _activation_name(operation: Any) -> str:

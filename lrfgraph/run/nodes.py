@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-from lrfgraph.engine.nodes import Node, Ref, digest
+from lrfgraph.engine.nodes import Node, Ref
 from lrfgraph.layers.pieces import layer_cost
 from lrfgraph.layers.similarity import ACTIVATIONS
 from lrfgraph.layers.spec import LayerSpec
@@ -54,16 +54,23 @@ def refs_of(nodes: Mapping[Id, Node], refs: Mapping[str, Ref]) -> dict[Id, Ref]:
 
 
 def describe_node(
-    model: str, identity: str, recipe: Recipe, architecture: str | None, image_shape: Sequence[int] | None = None
+    model: str,
+    identity: str,
+    recipe: Recipe,
+    architecture: str | None,
+    image_shape: Sequence[int] | None = None,
+    code: str | None = None,
 ) -> Node:
     """Read the model; `identity` digests the file's content, `architecture` that of the model JSON beside it.
 
-    image_shape : of the images, where the model takes any size.
+    image_shape : of the images, where the model takes any size.  code : digest of the custom classes' files.
     """
     options = recipe.model
     params = {"model": identity, "custom": list(options.custom), "unsafe": options.unsafe, "architecture": architecture}
     if image_shape is not None:
         params["image_shape"] = list(image_shape)
+    if code is not None:
+        params["code"] = code
     return Node("model/describe", "describe", params, {}, {"model": model, "architecture": options.architecture})
 
 
@@ -260,15 +267,15 @@ def rebuild_nodes(
     for index, candidate in enumerate(order):
         factors, prepared = exploration.weights(candidate)
         inputs |= {f"{index}/factors": factors, f"{index}/prepared": prepared}
-    # Digests do not know what layers are called, the rebuilt model must: the layers it keeps keep their names.
-    names = digest([layer.name for layer in network.layers])
-    rebuilt = Node("rebuild", "rebuild", {"choices": [list(c) for c in order], "names": names}, inputs)
+    # Digests leave out what layers are called and how they train; the rebuilt model carries it on.
+    carried = {"signature": network.signature}
+    rebuilt = Node("rebuild", "rebuild", {"choices": [list(c) for c in order], **carried}, inputs)
     if not network.repairs or not order:
         return [rebuilt]
     refits = _refits(network, chosen)
     nodes = _repair_nodes(network, refits, exploration)
     inputs = {"model": network.original} | {f"{i}/repair": node.name for i, node in enumerate(nodes)}
-    repaired = Node("repaired/rebuild", "rebuild", {"choices": [list(c) for c in refits], "names": names}, inputs)
+    repaired = Node("repaired/rebuild", "rebuild", {"choices": [list(c) for c in refits], **carried}, inputs)
     return [*([] if repaired_only else [rebuilt]), *nodes, repaired]
 
 

@@ -26,6 +26,7 @@ class Network:
 
     head : what the output means, a row of HEADS.  activation : the last one of the graph.
     images : identity of each split's images, empty without data.  locators : how to find the images; no part of a key.
+    signature : digest of names and configurations that a rebuilt model carries on, and that its digest leaves out.
     """
 
     model: Ref
@@ -39,6 +40,7 @@ class Network:
     data: Ref | None = None
     images: Mapping[str, str] = field(default_factory=dict)
     locators: Mapping[str, Any] = field(default_factory=dict)
+    signature: str = ""
 
     @property
     def original(self) -> Ref:

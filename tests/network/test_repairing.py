@@ -15,6 +15,7 @@ from lrfgraph.methods import METHODS
 from lrfgraph.methods.refit import refit
 from lrfgraph.network.curvature import curvature
 from lrfgraph.network.describing import Description, describe
+from lrfgraph.network.heads import HEADS
 from lrfgraph.network.operations import assign_weights, shift_batchnorm
 from lrfgraph.network.rebuilding import Chain, rebuild
 from lrfgraph.network.repair.streams import FitOptions, Refit, Streams, Substitute
@@ -177,6 +178,7 @@ def test_streams_go_on_only_from_their_own_past() -> None:
     assert not streams.can_go_on({"stem": first}, "outer")
     moved = Refit((first.weights[0] + 1e-3, *first.weights[1:]), first.bias, 0, 0, False)
     assert not streams.can_go_on(past | {"stem": moved}, "outer")
+    assert not streams.can_go_on(past, "a layer of an equal network under another name")
 
 
 def test_an_exact_replacement_changes_nothing() -> None:
@@ -211,7 +213,7 @@ def test_curvature_says_which_outputs_matter() -> None:
     """With H the refit favours what the network minds: the output's error falls below that of the plain refit."""
     model, images = net(), images_of()
     plans = plans_of(model)[2:3]
-    (h,) = curvature(model, [plans[0].layer], images, "values")
+    (h,) = curvature(model, [plans[0].layer], images, HEADS["values"])
     minding = [Substitute(plan.layer, plan.pieces, plan.weights, h) for plan in plans]
     wanted = outputs(model, images)
     plain, weighted = (
