@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from lrfgraph.engine.nodes import digest
 from lrfgraph.errors import ModelError
-from lrfgraph.layers.kinds import KINDS_BY_CLASS as KINDS
-from lrfgraph.layers.kinds import LayerKind
+from lrfgraph.layers.kinds import KINDS_BY_CLASS, LayerKind
 from lrfgraph.layers.pieces import layer_cost
 from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.network.counting import Shape, operation_macs, static_shapes
@@ -72,7 +71,7 @@ class Description:
 class _View:
     """What every layer's description is read from."""
 
-    program: Graph
+    graph: Graph
     shapes: dict[int, Shape]
     assumed: bool
     digests: dict[int, str] = field(default_factory=dict)
@@ -85,23 +84,23 @@ def describe(model: Any, image_shape: Shape | None = None) -> Description:
     `image_shape` (without the batch axis) fills in axes whose length the model leaves open; without it they count as
     64 and the layers say so in ``extra["assumed_size"]``.  Raises ModelError where the network does not take that size.
     """
-    program = flatten(model)
+    graph = flatten(model)
     is_open = any(None in tuple(tensor.shape)[1:] for tensor in model.inputs)
     try:
-        shapes = static_shapes(program, model, image_shape)
+        shapes = static_shapes(graph, model, image_shape)
     except Exception as error:  # whatever a layer raises that its input is too small for
         raise ModelError(f"the network does not take inputs of this size ({one_line(error)}); give the size") from error
-    view = _View(program, shapes, is_open and image_shape is None)
-    for call in program.calls:
+    view = _View(graph, shapes, is_open and image_shape is None)
+    for call in graph.calls:
         view.calls_of.setdefault(id(call.operation), []).append(call)
-    view.digests.update(slot_digests(program, model))
+    view.digests.update(slot_digests(graph, model))
     layers, arrays = [], {}
     for number, calls in enumerate(view.calls_of.values()):
         spec, own_arrays = _describe_layer(view, calls)
         layers.append(spec)
         arrays.update({f"layers/{number}/{name}": value for name, value in own_arrays.items()})
-    outputs = [view.digests[slot] for slot in program.outputs]
-    structure = _structure(view) | {"signature": signature(model, program)}
+    outputs = [view.digests[slot] for slot in graph.outputs]
+    structure = _structure(view) | {"signature": signature(model, graph)}
     return Description(layers, arrays, structure, digest(["network", outputs]))
 
 
@@ -113,7 +112,7 @@ def _describe_layer(view: _View, calls: list[Call]) -> tuple[LayerSpec, Arrays]:
 
     operation, path = calls[0].operation, calls[0].path
     class_name = type(operation).__name__
-    kind = KINDS.get(class_name)
+    kind = KINDS_BY_CLASS.get(class_name)
     spec = LayerSpec(
         name=path,
         class_name=class_name,
@@ -213,7 +212,7 @@ def _batchnorm_after(view: _View, calls: list[Call]) -> Call | None:
     if len(calls) != 1:
         return None
     slot = calls[0].outputs[0]
-    reader = only_reader(view.program, slot)
+    reader = only_reader(view.graph, slot)
     if reader is None or type(reader.operation).__name__ != "BatchNormalization" or reader.kwargs.get("training"):
         return None
     if len(view.calls_of[id(reader.operation)]) != 1:
@@ -225,7 +224,7 @@ def _batchnorm_after(view: _View, calls: list[Call]) -> Call | None:
 
 def _tail_after(view: _View, call: Call, times: int) -> str:
     """The activation that alone reads a call's output, ``linear`` where there is none or it has no name."""
-    reader = only_reader(view.program, call.outputs[0]) if times == 1 else None
+    reader = only_reader(view.graph, call.outputs[0]) if times == 1 else None
     return _activation_of(reader.operation) if reader is not None else "linear"
 
 
@@ -271,12 +270,12 @@ _READERS: dict[str, Callable[[Any], str]] = {
 
 
 def _structure(view: _View) -> dict[str, Any]:
-    program = view.program
-    activation = _last_activation(reversed(program.calls), program.outputs[0])
-    shapes = [view.shapes[slot][1:] for slot in (program.outputs[0], *program.inputs)]
+    graph = view.graph
+    activation = _last_activation(reversed(graph.calls), graph.outputs[0])
+    shapes = [view.shapes[slot][1:] for slot in (graph.outputs[0], *graph.inputs)]
     return {
-        "inputs": list(program.inputs),
-        "outputs": list(program.outputs),
+        "inputs": list(graph.inputs),
+        "outputs": list(graph.outputs),
         "shapes": {str(slot): list(shape) for slot, shape in view.shapes.items()},
         "activation": activation,
         "head": propose(activation, shapes[0], shapes[1:]),
@@ -294,7 +293,7 @@ def _last_activation(backwards: Iterable[Call], slot: int) -> str:
             slot = call.inputs[0]
             continue
         fused = getattr(call.operation, "activation", None)
-        if type(call.operation).__name__ in KINDS and callable(fused):
+        if type(call.operation).__name__ in KINDS_BY_CLASS and callable(fused):
             return _function_name(keras.activations.serialize(fused))
         return _activation_of(call.operation)
     return "linear"

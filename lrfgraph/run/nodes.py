@@ -54,16 +54,23 @@ def refs_of(nodes: Mapping[Id, Node], refs: Mapping[str, Ref]) -> dict[Id, Ref]:
 
 
 def describe_node(
-    model: str, identity: str, recipe: Recipe, architecture: str | None, image_shape: Sequence[int] | None = None
+    model: str,
+    identity: str,
+    recipe: Recipe,
+    architecture: str | None,
+    image_shape: Sequence[int] | None = None,
+    code: str | None = None,
 ) -> Node:
     """Read the model; `identity` digests the file's content, `architecture` that of the model JSON beside it.
 
-    image_shape : of the images, where the model takes any size.
+    image_shape : of the images, where the model takes any size.  code : digest of the custom classes' files.
     """
     options = recipe.model
     params = {"model": identity, "custom": list(options.custom), "unsafe": options.unsafe, "architecture": architecture}
     if image_shape is not None:
         params["image_shape"] = list(image_shape)
+    if code is not None:
+        params["code"] = code
     return Node("model/describe", "describe", params, {}, {"model": model, "architecture": options.architecture})
 
 

@@ -74,10 +74,13 @@ def describe(driver: Driver) -> Compression:
 
 def read_model(driver: Driver, image_shape: Sequence[int] | None = None) -> Network:
     """Describe the model file; open axes count as `image_shape` says, else as a size that is assumed."""
+    from lrfgraph.network.opening.consent import code_digest
+
     recipe = driver.recipe
     architecture = recipe.model.architecture
     beside = model_identity(Path(architecture), driver.store, keep=not driver.dry) if architecture else None
-    node = nodes.describe_node(str(driver.model), driver.identity, recipe, beside, image_shape)
+    code = code_digest(recipe.model.custom) if recipe.model.custom else None
+    node = nodes.describe_node(str(driver.model), driver.identity, recipe, beside, image_shape, code)
     ref = driver.carry_out("describe", [node])[node.name]
     data = driver.data(ref)
     layers = tuple(LayerSpec.from_json(layer) for layer in data["layers"])

@@ -178,6 +178,7 @@ def test_streams_go_on_only_from_their_own_past() -> None:
     assert not streams.can_go_on({"stem": first}, "outer")
     moved = Refit((first.weights[0] + 1e-3, *first.weights[1:]), first.bias, 0, 0, False)
     assert not streams.can_go_on(past | {"stem": moved}, "outer")
+    assert not streams.can_go_on(past, "a layer of an equal network under another name")
 
 
 def test_an_exact_replacement_changes_nothing() -> None:

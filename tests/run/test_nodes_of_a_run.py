@@ -97,6 +97,21 @@ def test_rebuilding_goes_through_the_layers_in_order(configuration: list[Candida
     assert names == ["rebuild", *repaired]
 
 
+def test_names_count_where_a_result_carries_them_and_nowhere_else() -> None:
+    """A renamed input of an otherwise equal model: the rebuilt model is another one, what was measured is not."""
+    one, other = (replace(network(Recipe()), signature=signature) for signature in ("one", "other"))
+    for make in (nodes.record_nodes, nodes.curvature_nodes):
+        assert make(one) == make(other)
+    before, after = (nodes.rebuild_nodes(each, [SVD, CP], EXPLORATION) for each in (one, other))
+    changed = {a.name for a, b in zip(before, after, strict=True) if a != b}
+    assert changed == {"rebuild", "repaired/rebuild"}
+
+
+def test_the_code_of_custom_layers_counts_before_it_is_read() -> None:
+    one, other = (nodes.describe_node("m.h5", "digest", Recipe(), None, code=code) for code in ("one", "other"))
+    assert one.params != other.params
+
+
 def test_only_given_candidates_are_decomposed() -> None:
     assert list(nodes.decompose_nodes(network(Recipe()), {}, {}, [SVD])) == [("head", "svd")]
 

@@ -56,7 +56,8 @@ class Streams:
             and (mine.bias is prefix[name].bias or np.array_equal(mine.bias, prefix[name].bias))  # type: ignore[arg-type]
             for name, (_, mine) in self.refits.items()
         )
-        return same and first_call(self.graph, path).index >= self.position
+        first = next((call.index for call in self.graph.calls if call.path == path), -1)
+        return same and first >= self.position
 
     def adopt(self, plan: Substitute, refit: Refit) -> None:
         """Take over a layer that was refitted before."""

@@ -91,7 +91,7 @@ def repair(task: Task) -> Result:
     substitute = _substitute(layer, candidate, own)
     if "curvature" in task.inputs:
         substitute = replace(substitute, curvature=task.inputs["curvature"].array("curvature"))
-    key = (model.identity, task.inputs["data"].identity)
+    key = (model.identity, model.data["structure"]["signature"], task.inputs["data"].identity)
     streams = _streams(task, STREAMS.take(key))
     fit = FitOptions(options["rows"], options["rounds"], options["ridge"], options["seed"])
     result = streams.refit(substitute, partial(refit, steps=options["steps"]), fit)
