@@ -43,7 +43,8 @@ def execute(
     An entry that turns out damaged is discarded and computed again, and an event says so. If it is none of these
     nodes', CorruptEntry is raised after it was discarded: the earlier stage has to run again (`healing`). What a
     step raises is raised here, after the nodes running beside it have finished. Ctrl-C raises Interrupted.
-    Nothing is imported, started or written if nothing is missing.
+    Nothing is imported, started or written if nothing is missing. Seven parameters: the graph, where it is kept, and
+    four that most callers leave alone.
     """
     nodes, listener, runner = list(nodes), on_event or _deaf, on or Threads(2)
     targets = None if targets is None else list(targets)

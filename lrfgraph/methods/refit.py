@@ -27,25 +27,25 @@ def refit(
     cross: Array,
     ridge: float,
     steps: int,
-    anchor: Array | None = None,
 ) -> list[Array]:
     """Return new weights of the chain.
 
     Parameters
     ----------
-    weights : where to start; also Ŵ₀ unless `anchor` (groups, width, outputs) is given.
+    weights : where to start, and Ŵ₀.
     moments, cross : (groups, width, width) and (groups, width, outputs), centred where a bias is refitted apart.
     ridge : λ in parts of the mean diagonal of `moments`.
+
+    Its parameters are those of the least-squares problem, one each.
 
     A chain of two matrices has its optimum in closed form (reduced-rank regression); others take `steps` of
     L-BFGS from balanced factors.
     """
     start = [np.asarray(w, dtype=np.float64) for w in weights]
-    anchor = layer.matrix(compose(pieces, start)) if anchor is None else anchor
     scale = np.trace(moments, axis1=1, axis2=2)[:, None, None] / moments.shape[-1]
     penalty = ridge * np.maximum(scale, 1e-30)
     g = moments + penalty * np.eye(moments.shape[-1])
-    c = cross + penalty * anchor
+    c = cross + penalty * layer.matrix(compose(pieces, start))
     if len(pieces) == 1:  # a kept layer
         return [_as_kernel(layer, np.stack([_solve(a, b) for a, b in zip(g, c, strict=True)]))]
     if _is_matrix_pair(layer, pieces):

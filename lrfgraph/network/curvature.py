@@ -39,55 +39,14 @@ def curvature(
 ) -> list[Array]:
     """Return H, (groups, outputs, outputs) float64, for every layer: summed over positions, mean over images.
 
-    softness : see `SOFTNESS`; 0 draws from the predictions as they are.
+    softness : see `SOFTNESS`; 0 draws from the predictions as they are.  Eight parameters, of which a run sets five:
+    the others are what tests and benchmarks vary.
     """
-    import tensorflow as tf
-
-    graph = flatten(model)
-    index = {layer.name: i for i, layer in enumerate(layers)}
-
-    last = _last(graph)
-    has_open_end = head.link == _activation_name(last.operation)
-
-    def answer(x: Any, seen: Callable[[int, Any], None]) -> Any:
-        """The network's answers; of choices the logits, which an activation at the end would saturate."""
-
-        def handler(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            open_end = has_open_end and call.index == last.index
-            if call.path not in index and not open_end:
-                return call.operation(*args, **kwargs)
-            if call.path not in index and not hasattr(call.operation, "activation"):
-                return args[0]  # a layer that is an activation and nothing else
-            linear, finish = linear_output(call.operation, args, kwargs)
-            if call.path in index:
-                seen(index[call.path], linear)
-            return linear if open_end else finish(linear)
-
-        outputs = run(graph, {graph.inputs[0]: x}, handler)[graph.outputs[0]]
-        return head.of_tensor(outputs, logits=has_open_end)
-
-    first = np.asarray(answer(images[:MOST_ANSWERS], lambda number, linear: None))
-    tempered = head.answers.chosen and (has_open_end or head.link == "identity")
-    temperature = _temperature(first, softness) if tempered else 1.0
+    answers = _Answers(flatten(model), layers, head)
+    first = np.asarray(answers(images[:MOST_ANSWERS], lambda number, linear: None))
+    temperature = _temperature(first, softness) if answers.tempered else 1.0
+    gradients = _compiled_moments(answers, layers, temperature)
     numbers = head.answers.draw(first.shape)[1:]
-
-    @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
-    def gradients(x: Any, draw: Any) -> Any:
-        outputs: list[tuple[int, Any]] = []
-
-        def seen(number: int, linear: Any) -> None:
-            tape.watch(linear)
-            outputs.append((number, linear))
-
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            answers = answer(x, seen)
-            loss = temperature * head.answers.surprise(answers / temperature if tempered else answers, draw)
-        slopes = tape.gradient(loss, [z for _, z in outputs], unconnected_gradients="zero")
-        totals: list[Any] = [0.0] * len(layers)
-        for (i, _), g in zip(outputs, slopes, strict=True):
-            totals[i] += _second_moment(layers[i], g)
-        return totals
-
     rng = np.random.default_rng(seed)
     sums: list[Array] = [np.zeros((layer.groups, layer.outputs, layer.outputs)) for layer in layers]
     for start in range(0, len(images), batch):
@@ -98,6 +57,65 @@ def curvature(
         if progress:
             progress(min(start + batch, len(images)), len(images), "images")
     return [total / len(images) / _spread(layer) for layer, total in zip(layers, sums, strict=True)]
+
+
+class _Answers:
+    """The network's answers; of choices the logits, which an activation at the end would saturate.
+
+    tempered : whether they are logits that a temperature can soften.
+    """
+
+    def __init__(self, graph: Graph, layers: Sequence[LayerSpec], head: Head) -> None:
+        self.graph, self.head = graph, head
+        self.index = {layer.name: number for number, layer in enumerate(layers)}
+        self.last = _last(graph)
+        self.has_open_end = head.link == _activation_name(self.last.operation)
+        self.tempered = head.answers.chosen and (self.has_open_end or head.link == "identity")
+
+    def __call__(self, x: Any, seen: Callable[[int, Any], None]) -> Any:
+        """Return the answers to a batch; `seen` is told of each layer's linear output on the way."""
+
+        def handler(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            open_end = self.has_open_end and call.index == self.last.index
+            if call.path not in self.index and not open_end:
+                return call.operation(*args, **kwargs)
+            if call.path not in self.index and not hasattr(call.operation, "activation"):
+                return args[0]  # a layer that is an activation and nothing else
+            linear, finish = linear_output(call.operation, args, kwargs)
+            if call.path in self.index:
+                seen(self.index[call.path], linear)
+            return linear if open_end else finish(linear)
+
+        outputs = run(self.graph, {self.graph.inputs[0]: x}, handler)[self.graph.outputs[0]]
+        return self.head.of_tensor(outputs, logits=self.has_open_end)
+
+
+def _compiled_moments(
+    answers: _Answers, layers: Sequence[LayerSpec], temperature: float
+) -> Callable[[Array, Array], list[Any]]:
+    """Return a function from a batch and random numbers to the second moments of every layer's gradient."""
+    import tensorflow as tf
+
+    @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
+    def moments(x: Any, draw: Any) -> Any:
+        outputs: list[tuple[int, Any]] = []
+
+        def seen(number: int, linear: Any) -> None:
+            tape.watch(linear)
+            outputs.append((number, linear))
+
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            y = answers(x, seen)
+            softened = y / temperature if answers.tempered else y
+            loss = temperature * answers.head.answers.surprise(softened, draw)
+        slopes = tape.gradient(loss, [z for _, z in outputs], unconnected_gradients="zero")
+        totals: list[Any] = [0.0] * len(layers)
+        for (number, _), g in zip(outputs, slopes, strict=True):
+            totals[number] += _second_moment(layers[number], g)
+        return totals
+
+    compiled: Callable[[Array, Array], list[Any]] = moments
+    return compiled
 
 
 def _last(graph: Graph) -> Call:

@@ -12,6 +12,7 @@ from lrfgraph.layers.rows import Sampler, add_moments, cut
 from lrfgraph.layers.spec import Array, LayerSpec
 from lrfgraph.network.graph import Call, Graph, flatten, run
 from lrfgraph.network.operations import layer_input
+from lrfgraph.options.recipe import RecordOptions
 
 __all__ = ["Recording", "record"]
 
@@ -32,19 +33,17 @@ def record(
     model: Any,
     layers: Sequence[LayerSpec],
     images: Array,
-    rows: int = 8192,
-    moment_rows: int = 32768,
-    max_rows_bytes: int = 64 * 1024**2,
-    seed: int = 0,
+    options: RecordOptions | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[Recording]:
     """Stream `images` (n, …), preprocessed, through `model` once and sample every layer of `layers`."""
     import tensorflow as tf
 
-    graph = flatten(model)
+    options, graph = options or RecordOptions(), flatten(model)
     numbers = {layer.name: index for index, layer in enumerate(layers)}
     calls = _needed(graph, numbers)
-    samplers = [Sampler(layer, len(images), rows, moment_rows, max_rows_bytes, seed) for layer in layers]
+    sampling = options.rows, options.moment_rows, options.max_rows_bytes, options.seed
+    samplers = [Sampler(layer, len(images), *sampling) for layer in layers]
     stored_rows: list[list[Array]] = [[] for _ in layers]
     totals = [
         _empty_moments(layer) if _enough(layer, sampler) else None

@@ -68,7 +68,7 @@ def finetune(
     Loss: α·KL(teacher‖student at temperature T)·T² + (1 − α)·cross-entropy, or the same of mean squared errors of
     values; without labels α = 1. The epoch that is best by the head's first measure on validation (then by loss) is
     kept, the state before training included. After each epoch all state goes to `scratch`; called again with the same
-    arguments and folder, it goes on there.
+    arguments and folder, it goes on there.  Eight parameters: two networks, two splits, and what a course consists of.
     """
     options = FinetuneOptions(**options) if isinstance(options, Mapping) else options
     if options.epochs == 0:

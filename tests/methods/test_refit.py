@@ -135,17 +135,6 @@ def test_the_closed_form_is_no_worse_than_descent(
     )
 
 
-def test_the_anchor_need_not_be_the_start() -> None:
-    method, spec = next((m, s) for m, s in PAIRS_FEW if m.name == "svd" and s.kind == "dense")
-    rank = method.full_rank(spec)
-    assert rank is not None
-    pieces, weights = method.pieces(spec, rank), fit(method, spec, random_kernel(spec), rank)
-    anchor = spec.matrix(random_kernel(spec, 7).astype(np.float64))
-    g = moments_of(spec)
-    found = matrix(spec, pieces, refit(spec, pieces, weights, g, 0 * anchor, 1e8, 30, anchor))
-    np.testing.assert_allclose(found, anchor, atol=1e-4 * np.abs(anchor).max())
-
-
 def test_balance_equals_norms_and_keeps_the_product() -> None:
     method, spec = next((m, s) for m, s in PAIRS_FEW if m.name == "tucker")
     pieces, weights = chain(method, spec)

@@ -14,6 +14,7 @@ from lrfgraph.network.graph import Call, flatten, run
 from lrfgraph.network.heads import HEADS
 from lrfgraph.network.operations import linear_output
 from lrfgraph.network.recording import record
+from lrfgraph.options.recipe import RecordOptions
 from tests.network.models import randomize, shared
 
 SEED = 7
@@ -140,7 +141,7 @@ def test_the_prediction_is_what_a_small_error_does(head: str, path: str) -> None
     index, layer = next((i, layer) for i, layer in enumerate(described.layers) if layer.name == path)
     kernel = described.arrays[f"layers/{index}/kernel"].astype(np.float64)
     (h,) = curvature(model, [layer], x, HEADS[head], SEED, softness=0)
-    (recorded,) = record(model, [layer], x, moment_rows=10**6)
+    (recorded,) = record(model, [layer], x, RecordOptions(moment_rows=10**6))
     assert recorded.moments is not None
     original = np.asarray(model(x, training=False), np.float64)
     rng, ratios = np.random.default_rng(0), []

@@ -13,6 +13,7 @@ from lrfgraph.network.describing import describe
 from lrfgraph.network.graph import flatten, run
 from lrfgraph.network.operations import layer_input
 from lrfgraph.network.recording import record
+from lrfgraph.options.recipe import RecordOptions
 from tests.network.models import GRAPHS, nested, randomize, residual, shared
 
 
@@ -38,7 +39,9 @@ def test_moments_over_all_rows_are_those_of_all_rows(name: str) -> None:
     model = GRAPHS[name]()
     images = images_for(model)
     layers = [layer for layer in describe(model).layers if layer.kind and layer.data_format == "channels_last"]
-    for layer, found in zip(layers, record(model, layers, images, rows=50, moment_rows=10**6), strict=True):
+    for layer, found in zip(
+        layers, record(model, layers, images, RecordOptions(rows=50, moment_rows=10**6)), strict=True
+    ):
         rows = all_rows(model, layer, images)
         x = grouped(layer, rows).astype(np.float64)
         x = np.concatenate([x, np.ones((layer.groups, len(rows), 1))], axis=2)
@@ -60,10 +63,10 @@ def test_one_pass_for_all_layers_equals_one_for_each(make: Any, monkeypatch: pyt
     images = images_for(model)
     layers = [layer for layer in describe(model).layers if layer.kind]
     options = {"rows": 64, "moment_rows": 300, "seed": 2}
-    together = record(model, layers, images, **options)
+    together = record(model, layers, images, RecordOptions(**options))
     monkeypatch.setattr(recording, "_batch_size", lambda program, images: 7)
     for layer, found in zip(layers, together, strict=True):
-        (alone,) = record(model, [layer], images, **options)
+        (alone,) = record(model, [layer], images, RecordOptions(**options))
         ordered = [
             rows[np.lexsort(np.round(rows, 3).T)] for rows in (r.rows.reshape(len(r.rows), -1) for r in (alone, found))
         ]
@@ -84,7 +87,7 @@ def test_a_shared_layer_is_sampled_in_every_call() -> None:
     model = randomize(keras.Model(x, twice(twice(x) * 100.0)))
     (layer,) = [layer for layer in describe(model).layers if layer.kind]
     assert len(layer.input_shapes) == 2
-    (found,) = record(model, [layer], images_for(model, 40), rows=20, moment_rows=80)
+    (found,) = record(model, [layer], images_for(model, 40), RecordOptions(rows=20, moment_rows=80))
     large = np.abs(found.rows).max((1, 2)) > 8
     assert large.any()
     assert not large.all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lrfgraph.engine.nodes import Result, Step, Task
+from lrfgraph.options.recipe import RecordOptions
 from lrfgraph.run.steps.common import named_layer, network_of
 from lrfgraph.run.steps.sources import images_of
 
@@ -14,10 +15,10 @@ def record_together(tasks: list[Task]) -> list[Result]:
 
     first = tasks[0]
     images, _ = images_of(first.inputs["data"], first.locators, "calibration")
-    options = first.params["options"]
+    options = RecordOptions(**first.params["options"])
     layers = [named_layer(task) for task in tasks]
     network = network_of(first.inputs["model"], first.locators["trust"])
-    recordings = record(network, layers, images, **options, progress=first.progress)
+    recordings = record(network, layers, images, options, first.progress)
     return [
         Result(
             {"count": r.count, "images": len(images)},
