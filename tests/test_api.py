@@ -35,7 +35,7 @@ def test_without_images_it_says_that_nothing_was_measured(tmp_path: Path) -> Non
     assert outcome.measured == {}
     assert "no accuracy was measured" in outcome.notes[0]
     assert "--data" in outcome.notes[0]
-    assert not {"record", "evaluate", "finetune"} & outcome.walk.run.keys()
+    assert not {"record", "evaluate", "finetune"} & outcome.driver.run.keys()
 
 
 def test_a_model_at_chance_stops_and_lists_what_was_tried(tmp_path: Path) -> None:
@@ -49,13 +49,14 @@ def test_a_model_at_chance_stops_and_lists_what_was_tried(tmp_path: Path) -> Non
     assert compress(MODEL, allowed).stopped
 
 
-@pytest.mark.parametrize("kind", ["describe", "data", "record", "ranks", "score", "select", "rebuild"])
+@pytest.mark.parametrize("kind", ["describe", "data", "record", "ranks", "score", "select", "rebuild", "export"])
 def test_until_stops_after_a_kind(kind: str, tmp_path: Path) -> None:
     outcome = compress(MODEL, recipe(tmp_path / "cache", run={"until": kind}))
     assert outcome.stopped
-    assert kind in outcome.walk.run
-    assert outcome.exported is None
-    assert (outcome.decision is not None) == (kind in ("select", "rebuild"))
+    assert kind in outcome.driver.run
+    assert (outcome.exported is not None) == (kind == "export")
+    assert (outcome.decision is not None) == (kind in ("select", "rebuild", "export"))
+    assert ("validation" in outcome.measured.get("baseline", {})) == (kind not in ("describe", "data"))
 
 
 def test_summary_says_what_the_written_model_has(finished: Finished) -> None:
@@ -85,17 +86,17 @@ def test_a_damaged_entry_is_computed_again_and_said_so(finished: Finished, tmp_p
     manifest.write_bytes(manifest.read_bytes()[:-20])
     outcome = compress(MODEL, recipe(cache, run={"until": "select"}))
     assert outcome.decision is not None
-    assert outcome.walk.run["describe"] == 1
+    assert outcome.driver.run["describe"] == 1
 
 
 def test_inspect_and_plan_write_nothing_beside_what_they_read(tmp_path: Path) -> None:
     asked = recipe(tmp_path / "cache")
-    walk, complete = plan(MODEL, asked)
+    driver, complete = plan(MODEL, asked)
     assert not complete
-    assert walk.run == {"describe": 1}
+    assert driver.run == {"describe": 1}
     assert not (tmp_path / "cache").exists()
     network = inspect(MODEL, asked)
-    assert [layer.name for _, layer in network.factorizable()] == ["conv1", "conv2", "hidden", "digit"]
+    assert [layer.name for layer in network.factorizable()] == ["conv1", "conv2", "hidden", "digit"]
     assert not plan(MODEL, asked)[1]
 
 

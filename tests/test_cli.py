@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from conftest import DATA, Call, Finished
 
-from lrfgraph.cli import OPTIONS
-from lrfgraph.options.recipe import fields_of
+from lrfgraph.options.recipe import OPTIONS
 
 MODEL, IMAGES = DATA / "tiny_cnn.keras", DATA / "tiny_digits.npz"
 
@@ -132,7 +131,10 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], tuple[str, ...]]] = {
     "a folder as model": (_plain("run", "."), ("folder",)),
     "a cache that is a file": (_cache_is_file, ("cache", "cannot be written", "--cache")),
     "unknown command": (_plain("squeeze", MODEL), ("squeeze",)),
-    "unknown option": (_plain("run", MODEL, "--treshold", "1"), ("--treshold",)),
+    "unknown option": (_plain("run", MODEL, "--polcy", "x"), ("--polcy", "did you mean '--policy'?")),
+    "an option that another command has": (_plain("inspect", MODEL, "--data", IMAGES), ("no such option: --data",)),
+    "an option without value": (_plain("run", MODEL, "--data"), ("--data", "needs a value")),
+    "a switch with a value": (_plain("run", MODEL, "--unsafe=no"), ("--unsafe", "takes no value", "'no'")),
     "no model": (_plain("run"), ("model",)),
     "a search along two costs": (_plain("run", MODEL, "--data", IMAGES, "--set", "select.cost=mix"), ("mix", "macs")),
     "a point of no front": (_plain("select", MODEL, "--point", "1", "--policy", "energy"), ("pareto", "'energy'")),
@@ -145,6 +147,9 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], tuple[str, ...]]] = {
     ),
     "no layer of this name": (_plain("explain", MODEL, "dens", "--set", "explore.ranks=1"), ("'dens'", "choose from")),
     "no cache there": (_plain("cache", "du", "--cache", "nowhere"), ("nowhere", "--cache DIR")),
+    "a size in no unit": (_plain("cache", "gc", "--max-size", "5 parsecs"), ("500MB", "'5 parsecs'")),
+    "an age in no unit": (_plain("cache", "gc", "--older-than", "30"), ("12h", "'30'")),
+    "nothing of this name to list": (_plain("list", "polices"), ("'polices'", "did you mean 'policies'?")),
     "gc without a limit": (_plain("cache", "gc"), ("--max-size", "--older-than")),
 }
 
@@ -389,17 +394,23 @@ def test_plan_has_an_exit_code_of_its_own(finished: Finished, call: Call, tmp_pa
 # The tables ---------------------------------------------------------------------------------------------------------
 
 
-def test_every_option_is_a_recipe_key() -> None:
-    keys = {option.key for option in fields_of()}
-    assert set(OPTIONS.values()) <= keys
-    assert len(set(OPTIONS.values())) == len(OPTIONS)
+def test_no_two_options_have_one_flag() -> None:
+    flags = [option.flag for option in OPTIONS.values() if option.flag]
+    assert len(set(flags)) == len(flags)
+    assert all(flag.startswith("--") for flag in flags)
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "explain"])
-def test_commands_that_run_take_all_options(command: str, call: Call) -> None:
+@pytest.mark.parametrize("command", ["run", "select", "plan", "explain"])
+def test_commands_that_run_take_all_flags(command: str, call: Call) -> None:
     said = call(command, "--help").out
-    for option in OPTIONS:
-        assert f"--{option.replace('_', '-')} " in said
+    for option in OPTIONS.values():
+        assert not option.flag or f"{option.flag} " in said
+
+
+def test_a_command_that_looks_takes_what_it_reads(call: Call) -> None:
+    said = call("inspect", "--help").out
+    for option in OPTIONS.values():
+        assert not option.flag or (f"{option.flag} " in said) == option.looking
 
 
 def test_progress_is_drawn_on_standard_error_where_somebody_watches(

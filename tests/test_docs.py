@@ -1,109 +1,102 @@
-"""README says what is there: every command, option, method and policy it names exists, and none is missing."""
+"""README and docs/ speak of what is there: every command, option, method, policy and file that they name exists."""
 
 from __future__ import annotations
 
 import re
-import runpy
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import Call
 
-from lrfgraph.cli import COMMON, OPTIONS
+from lrfgraph.commands.list import policies
 from lrfgraph.methods import METHODS
-from lrfgraph.options.recipe import fields_of
-from lrfgraph.run.search import SEARCHES
-from lrfgraph.selection import POLICIES
+from lrfgraph.options.recipe import OPTIONS, Recipe
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = {
-    *((name,) for name in ("run", "inspect", "plan", "explain", "select", "demo", "version")),
-    *(("cache", name) for name in ("ls", "du", "verify", "gc", "rm", "pin", "unpin")),
-}
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+README = PAGES[0].read_text(encoding="utf-8")
+SECTIONS = {option.section for option in OPTIONS.values()}
+SUFFIXES = {"csv", "h5", "json", "keras", "npz", "png", "py", "svg", "toml"}
+SCRIPTS = re.compile(r"^.*\b(?:pip|pytest|python)\b.*$", re.M)
 
 
-def section(title: str) -> str:
-    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
-
-
-def first_column(text: str) -> list[str]:
-    """Return the words in code style in the first column of a text's tables."""
-    rows = [line for line in text.splitlines() if line.startswith("| `")]
-    return [name for row in rows for name in re.findall(r"`([^`]+)`", row.split(" | ")[0])]
+def first_columns(title: str) -> list[str]:
+    """Return the words in code style in the first column of the tables with this title."""
+    tables = re.findall(rf"^\| {title} \|.*\n\|[-| ]+\n((?:\|.*\n)+)", TEXT, re.M)
+    return [
+        name for table in tables for row in table.splitlines() for name in re.findall(r"`([^`]+)`", row.split("|")[1])
+    ]
 
 
 def commands() -> Iterator[list[str]]:
-    """Every lrfgraph command in README, in running text and in blocks."""
-    for text in re.findall(r"`(lrfgraph [^`]+)`", README) + re.findall(r"^\$? ?(lrfgraph [a-z].*)$", README, re.M):
-        yield shlex.split(text)[1:]
+    """Every command in the text, in running text and in blocks."""
+    for text in re.findall(r"`(lrfgraph [^`]+)`", TEXT) + re.findall(r"^\$? ?(lrfgraph [a-z].*)$", TEXT, re.M):
+        yield shlex.split(text, comments=True)[1:]
 
 
-def test_methods_table_is_the_table_of_methods() -> None:
-    assert first_column(section("Methods")) == list(METHODS)
+def subcommands(call: Call, *group: str) -> set[str]:
+    return set(re.findall(r"^  ([a-z]+)  ", call(*group, "--help").out.split("Commands:")[1], re.M))
 
 
-def test_policies_table_is_the_table_of_policies() -> None:
-    assert set(first_column(section("Choosing"))) == (POLICIES.keys() | SEARCHES.keys()) - {"given"}
-
-
-def test_options_table_is_that_of_this_version() -> None:
-    made: dict[str, Any] = runpy.run_path(str(ROOT / "pipelines" / "readme.py"))
-    assert made["replaced"](README) == README, "run python pipelines/readme.py"
-    assert first_column(section("Options")) == [option.key for option in fields_of()]
+def options_of(call: Call, *name: str) -> set[str]:
+    return set(re.findall(r"^  (--[a-z-]+)", call(*name, "--help").out, re.M))
 
 
 @pytest.mark.parametrize("words", list(commands()), ids=" ".join)
-def test_every_command_in_readme_exists_with_its_options(words: list[str], call: Call) -> None:
-    name = tuple(words[:2] if words[0] == "cache" else words[:1])
-    assert name in COMMANDS
-    said = call(*name, "--help")
-    assert said.code == 0
-    for word in words:
-        if word.startswith("--"):
-            assert f"{word} " in said.out
+def test_every_command_exists_with_its_options(words: list[str], call: Call) -> None:
+    name = words[:2] if words[0] == "cache" else words[:1]
+    assert name[-1] in subcommands(call, *name[:-1])
+    assert {word.partition("=")[0] for word in words if word.startswith("--")} <= options_of(call, *name)
 
 
-def test_every_command_is_in_readme(call: Call) -> None:
-    named = {tuple(words[:2] if words[0] == "cache" else words[:1]) for words in commands()}
-    assert named == COMMANDS
-    listed = re.findall(r"^  ([a-z]+)  ", call("--help").out.split("Commands:")[1], re.M)
-    assert {name[0] for name in named} == set(listed)
-    listed = re.findall(r"^  ([a-z]+)  ", call("cache", "--help").out.split("Commands:")[1], re.M)
-    assert {name[1] for name in named if name[0] == "cache"} == set(listed)
+def test_every_option_exists(call: Call) -> None:
+    names = [(name,) for name in subcommands(call) - {"cache"}]
+    names += [("cache", name) for name in subcommands(call, "cache")]
+    options = {option for name in names for option in options_of(call, *name)}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", SCRIPTS.sub("", TEXT))) <= options
 
 
-def test_every_option_in_readme_exists() -> None:
-    known = {f"--{name.replace('_', '-')}" for name in OPTIONS} | {"--set", "--recipe", "--json", "--debug"}
-    assert {"settings", "recipe", "json", "debug"} == COMMON.keys()
-    of_others = {"--kind", "--run", "--remove", "--max-size", "--older-than", "--dry-run", "--picture"}
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= known | of_others
-    for key in set(re.findall(r"--set ([a-z_]+\.[a-z_]+)=", README)) - {"section.key"}:
-        assert key in {option.key for option in fields_of()}
+def test_every_key_exists() -> None:
+    spans = re.findall(r"```.*?```|`[^`\n]+`", TEXT, re.S)
+    named = {
+        match for span in spans for match in re.findall(r"(?<![\w./-])([a-z]+)\.([a-z_]+[a-z0-9])(?![\w.:(/-])", span)
+    }
+    keys = {f"{section}.{name}" for section, name in named if section in SECTIONS and name not in SUFFIXES}
+    assert keys
+    assert keys <= OPTIONS.keys()
 
 
-def test_recipe_in_readme_is_one() -> None:
-    from lrfgraph import Recipe
+@pytest.mark.parametrize(
+    ("title", "table"), [("method", METHODS.keys()), ("policy", {row["policy"] for row in policies()})]
+)
+def test_every_method_and_policy_exists(title: str, table: set[str]) -> None:
+    assert first_columns(title)
+    assert set(first_columns(title)) <= table
 
-    (text,) = re.findall(r"```toml\n(.*?)```", README, re.S)
-    assert Recipe.from_text(text).select.min_similarity == 0.95
+
+def test_recipes_are_recipes() -> None:
+    texts = re.findall(r"```toml\n(.*?)```", TEXT, re.S)
+    assert texts
+    for text in texts:
+        assert Recipe.from_text(text) != Recipe()
 
 
 def test_exit_codes_are_those_of_the_errors() -> None:
     from lrfgraph.errors import Interrupted, LrfError
 
-    rows = re.findall(r"^\| (\d+) \|", README, re.M)
+    rows = re.findall(r"^\| (\d+) \|", TEXT, re.M)
     assert rows == ["0", "1", "2", "3", "130"]
     assert {str(LrfError.exit_code), str(Interrupted.exit_code)} <= set(rows)
 
 
-def test_pictures_and_files_exist() -> None:
-    for path in re.findall(r"\]\(([^)h][^)]*)\)", README):
-        assert (ROOT / path).is_file()
-        assert (ROOT / path).stat().st_size < 200_000
+def test_links_and_pictures_lead_somewhere() -> None:
+    for page in PAGES:
+        for path in re.findall(r"\]\(([^)h#][^)#]*)", page.read_text(encoding="utf-8")):
+            assert (page.parent / path).is_file(), path
+            assert (page.parent / path).stat().st_size < 200_000
     for path in ("LICENSE", "CHANGELOG.md", "cache/README.md", "lrfgraph/demo/LICENSES.md", "tests/data/README.md"):
         assert (ROOT / path).is_file()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,19 @@ import pytest
 from conftest import DATA, Finished
 
 from lrfgraph import api
-from lrfgraph.cli import read_recipe
+from lrfgraph.cli import RecipeCommand, written_out
+from lrfgraph.commands.asking import ask
 from lrfgraph.engine.nodes import Node, Ref, Task, components_of, digest, key_of
 from lrfgraph.images.sources import source_digest
 from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.methods import METHODS
 from lrfgraph.methods.base import write_rank
-from lrfgraph.options.recipe import Recipe, fields_of
-from lrfgraph.run import nodes as pipeline
-from lrfgraph.run.nodes import Network
+from lrfgraph.options.recipe import OPTIONS, Recipe
+from lrfgraph.run import nodes
+from lrfgraph.run.state import Exploration, Network
 from lrfgraph.run.steps import STEPS
+from lrfgraph.selection.problem import CandidateId
+from tests.options.another import another_value
 
 # Keys, without running anything -------------------------------------------------------------------------------------
 
@@ -49,15 +53,15 @@ BASE = Recipe.from_dict(
 def network_of(recipe: Recipe, described: Node) -> tuple[Network, Node]:
     """Return a hand-made network with the images as the `data` step really divides them."""
     ref = Ref("network", key_of(components_of(described, STEPS["describe"].version, {})))
-    network = Network(ref, (CONV, DENSE), "network", 15770, 29792, "probabilities", "classification", recipe)
-    facts = {"input_shape": (14, 14, 1), "output_shape": (10,)}
+    network = Network(ref, (CONV, DENSE), "network", 15770, 29792, "names", "softmax", "softmax", recipe)
+    facts = {"input_shape": (14, 14, 1), "output_shape": (10,), "proposed": "softmax", "activation": "softmax"}
     base = str(DATA)
-    node = pipeline.data_node(source_digest(recipe.data, DATA), facts, recipe, recipe.data.calibration, base)
+    node = nodes.data_node(source_digest(recipe.data, DATA), facts, recipe, recipe.data.calibration, base)
     made = STEPS["data"].compute(Task(node.name, node.params, {}, node.locators, lambda: DATA, lambda *_: None))
     assert made.identity
     data = Ref(made.identity, key_of(components_of(node, STEPS["data"].version, {})))
     said = made.data
-    return replace(network, data=data, images=said["identities"], locators=node.locators, task=said["task"]), node
+    return replace(network, data=data, images=said["identities"], locators=node.locators, head=said["head"]), node
 
 
 class Graph:
@@ -65,46 +69,59 @@ class Graph:
 
     def __init__(self, recipe: Recipe) -> None:
         architecture = recipe.model.architecture and digest(recipe.model.architecture)
-        described = pipeline.describe_node("model.keras", "model-file", recipe, architecture)
+        described = nodes.describe_node("model.keras", "model-file", recipe, architecture)
         network, data = network_of(recipe, described)
         self.refs: dict[str, Ref] = {}
         self.keys: dict[str, set[str]] = {}
-        self.add([described, data])
-        baseline = pipeline.evaluate_node(network, "baseline", Ref("network", network.model.key), "validation")
-        self.add([baseline, *pipeline.explore_nodes(network)])
-        ranks = {
-            (index, method): [self._rank(network, index, method, r) for r in range(1, recipe.explore.ranks + 1)]
-            for index, _ in network.factorizable()
-            for method in pipeline.methods_of(network.layers[index], recipe)
-        }
-        self.add(pipeline.candidate_nodes(network, self.refs, ranks))
-        scores = {name.removesuffix("/score").replace("/", "|"): r for name, r in self.refs.items() if "/score" in name}
-        choices = [
-            (network.layers[index].name, method, written[0])
-            for index in dict.fromkeys(index for index, _ in ranks)
-            for method, written in [next((m, w) for (i, m), w in ranks.items() if i == index)]
+        baseline = nodes.evaluate_node(network, "baseline", Ref("network", network.model.key), "validation")
+        self.add([described, data, baseline])
+        exploration = self.explored(network)
+        first = {candidate.layer: candidate for candidate in reversed(exploration.factors)}
+        chosen = [first[layer.name] for layer in network.factorizable()]
+        if network.policy.refines and recipe.select.probes:
+            probes = nodes.probe_nodes(network, exploration, chosen)
+            self.add(probes.values())
+            exploration = replace(exploration, probes=nodes.refs_of(probes, self.refs))
+        self.add([nodes.select_node(network, exploration, network.policy)])
+        rebuilt = self.add(nodes.rebuild_nodes(network, chosen, exploration))
+        last = self.refs[rebuilt[-1].name]
+        finished = self.add(nodes.finish_nodes(network, last))
+        self.add([nodes.evaluate_node(network, "final", self.refs[finished[0].name], "test")])
+
+    def explored(self, network: Network) -> Exploration:
+        records, curvatures = nodes.record_nodes(network), nodes.curvature_nodes(network)
+        decompositions = nodes.decompose_nodes(network, records, curvatures, None)
+        ranks = nodes.rank_nodes(network, decompositions)
+        for kind in (records, curvatures, decompositions, ranks):
+            self.add(kind.values())
+        explored = (nodes.refs_of(kind, self.refs) for kind in (records, curvatures, decompositions, ranks))
+        exploration = Exploration(*explored)
+        candidates = [
+            CandidateId(name, method, self._rank(network.layer(name), method, r))
+            for name, method in decompositions
+            for r in range(1, network.recipe.explore.ranks + 1)
         ]
-        if pipeline.probes(network):
-            probes = pipeline.probe_nodes(network, self.refs, choices)
-            self.add(list(probes.values()))
-            scores |= {name: self.refs[node.name] for name, node in probes.items()}
-        self.add([pipeline.select_node(network, scores, network.recipe.select.policy)])
-        made = self.add(pipeline.rebuild_nodes(network, choices, self.refs))
-        last = self.refs[made[-1].name]
-        finished = self.add(pipeline.finish_nodes(network, last))
-        self.add([pipeline.evaluate_node(network, "final", self.refs[finished[0].name], "test")])
+        factors, scores = nodes.candidate_nodes(network, exploration, candidates)
+        noise = nodes.noise_nodes(network, [layer.name for layer in network.factorizable()])
+        for more in (factors, scores, noise):
+            self.add(more.values())
+        found = (nodes.refs_of(kind, self.refs) for kind in (factors, scores))
+        factor_refs, score_refs = found
+        return replace(exploration, factors=factor_refs, scores=score_refs, noise=nodes.refs_of(noise, self.refs))
 
     @staticmethod
-    def _rank(network: Network, index: int, method: str, r: int) -> str:
-        return write_rank((r,) * len(METHODS[method].full_rank(network.layers[index]) or (1,)))
+    def _rank(layer: LayerSpec, method: str, r: int) -> str:
+        return write_rank((r,) * len(METHODS[method].full_rank(layer) or (1,)))
 
-    def add(self, nodes: list[Node]) -> list[Node]:
-        for node in nodes:
-            found = {n: s if isinstance(s, Ref) else self.refs[s] for n, s in node.inputs.items()}
-            key = key_of(components_of(node, STEPS[node.step].version, {n: ref.identity for n, ref in found.items()}))
+    def add(self, made: Iterable[Node]) -> list[Node]:
+        made = list(made)
+        for node in made:
+            inputs = {n: s if isinstance(s, Ref) else self.refs[s] for n, s in node.inputs.items()}
+            identities = {name: ref.identity for name, ref in inputs.items()}
+            key = key_of(components_of(node, STEPS[node.step].version, identities))
             self.refs[node.name] = Ref(key, key)
             self.keys.setdefault(node.step, set()).add(key)
-        return nodes
+        return made
 
 
 MODEL = {"rebuild", "repair", "finetune", "export", "evaluate"}
@@ -127,7 +144,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "data.validation": (50, IMAGES),
     "data.split": ("blocks", IMAGES),
     "data.seed": (1, IMAGES),
-    "data.task": ("classification", {"data"}),
+    "data.head": ("values", {"data", "curvature"} | FACTORS),
     "data.allow_chance": (True, NOTHING),
     "record.rows": (4096, {"record"} | FACTORS),
     "record.moment_rows": (4096, {"record"} | FACTORS),
@@ -149,7 +166,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "select.params": (0.5, {"select"}),
     "select.macs": (0.5, {"select"}),
     "select.max_drop": (2.0, NOTHING),
-    "select.configuration": ("hybrid.toml", NOTHING),
+    "select.configuration": ("hybrid.toml", {"select"}),
     "select.point": (3, NOTHING),
     "select.points": (5, NOTHING),
     "select.probes": (2, NOTHING),
@@ -176,10 +193,26 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "run.scheduler": ("tcp://host:8786", NOTHING),
     "run.threads": (7, NOTHING),
     "run.max_memory": (10**9, NOTHING),
-    "run.max_cache": (10**9, NOTHING),
     "run.until": ("select", NOTHING),
 }
 """By option: another value, and the kinds of node of which then at least one key is another."""
+
+
+SECTIONS = {
+    "model": {"describe"},
+    "data": IMAGES,
+    "record": {"record"} | FACTORS,
+    "explore": {"ranks"},
+    "similarity": {"select"},
+    "select": {"select"},
+    "repair": MODEL,
+    "finetune": {"finetune", "export", "evaluate"},
+    "run": NOTHING,
+}
+"""The same for options that have no row of their own."""
+CHANGES |= {
+    key: (another_value(option), SECTIONS[option.section]) for key, option in OPTIONS.items() if key not in CHANGES
+}
 
 
 @pytest.fixture(scope="module")
@@ -187,8 +220,8 @@ def base() -> Graph:
     return Graph(BASE)
 
 
-def test_every_option_is_in_the_table() -> None:
-    assert set(CHANGES) == {option.key for option in fields_of()}
+def test_every_option_in_the_table_exists() -> None:
+    assert set(CHANGES) == set(OPTIONS)
 
 
 @pytest.mark.parametrize("option", CHANGES)
@@ -245,22 +278,22 @@ def test_two_equal_layers_share_their_factors(monkeypatch: pytest.MonkeyPatch) -
 
 
 GOLDEN: dict[str, str] = {
-    "curvature": "4c1e9466cec741a3cdb549f9e4411c1a90c4e684",
-    "data": "99a35ef62b156badee463f342dc880bf28032c73",
-    "decompose": "59a8d5fc0038f7b07e6a437ac3a2becaa7b34410",
-    "describe": "fac00b77767b423ee5da59d58e4b21ff81ef6cec",
-    "evaluate": "f10089201d56ddd69f93f92878c926c90c8d818a",
-    "export": "b6049ebb49438e4dccbf9881b99104c026b25590",
-    "factorize": "b6e55ef05c0e5d524bf77248a33cfd765d9fc9b5",
-    "finetune": "ce55925bd6e0296b1204aeb8db7e51727536b353",
+    "curvature": "d2cb0446e3eee42681c80ae092fe5ef41a2f5bd9",
+    "data": "44ed82db157f5f6ce0e781694fbb4364ffafb7ce",
+    "decompose": "0b8bee1241c00d16ecbf12eb012e1bc505cb1b46",
+    "describe": "3685222c2640545566dcc57b656b0c13b2f679e2",
+    "evaluate": "c54ec8c3427e4d9f5532a3ecda075972067ad01b",
+    "export": "36967dcf62a64e727e03815ceb027ec8a2ac1e51",
+    "factorize": "4f6da17477662f66b4ce0c6e0b5bf9abb9b02acd",
+    "finetune": "4529b7c8efcda927659c7a4b3b7502555bd34764",
     "noise": "1bbba73c817e95cf927148a7184b19f7e4942cff",
-    "probe": "094e4413820279b3eea67d9c8e1d0dcad495ce7c",
-    "ranks": "2e4e8f3c3cf6e9ef46f9aa660f72c15c409ab000",
-    "rebuild": "116ea4eaf69bb88724ab214f934b551d3e1ce00c",
+    "probe": "f3f5fe266871aeaf95128b2dc634e8181a001a32",
+    "ranks": "cb665366a4fa0eae58bbaf48de9097c1514f496b",
+    "rebuild": "dc9fa0c737c31d75b4aa958d99de67cee1b2b32b",
     "record": "00c3dd48cc37b83a699018d912d53b83766dd03b",
-    "repair": "ea41f85c96aae179ffe0f7cce2ac1234eb6f83af",
-    "score": "d336f219490f49ca16c282d277b6393a6bf52971",
-    "select": "80e3cd61b5497d55b42df0be30b4edcbdc658b3c",
+    "repair": "e4d2212df0151e7fbc56a17b5e15a7c2eaa07e0b",
+    "score": "d92d11f27ffca799349c78f8d61503737756aba0",
+    "select": "d295633aa2bc1beeeed753780c2a815d6eda717b",
 }
 """A digest of the keys of each kind; another one means that what earlier versions cached is not found again."""
 
@@ -285,18 +318,9 @@ def ran(cache: Path, *arguments: str) -> list[str]:
 
 
 def _asked(cache: Path, arguments: tuple[str, ...]) -> tuple[Path, Recipe, Path]:
-    from lrfgraph.cli import OPTIONS
-
-    given: dict[str, Any] = {}
-    settings = []
-    for flag, value in zip(arguments[1::2], arguments[2::2], strict=True):
-        if flag == "--set":
-            settings.append(value)
-        else:
-            given[flag.removeprefix("--").replace("-", "_")] = value
-    assert given.keys() <= OPTIONS.keys()
-    recipe, base = read_recipe(Path(arguments[0]), None, given, [*settings, f"run.cache={cache}"], beside=False)
-    return Path(arguments[0]), recipe, base
+    settings = list(written_out([*arguments[1:], "--cache", str(cache)], RecipeCommand.flags, ["--set"]))[1::2]
+    asked = ask(Path(arguments[0]), None, settings, beside=False)
+    return Path(arguments[0]), asked.recipe, asked.folder
 
 
 def kinds(names: list[str]) -> Counter[str]:
@@ -341,9 +365,9 @@ def test_a_layer_of_another_name_keeps_it_and_explores_nothing_again(
     other.save(tmp_path / "renamed.keras")
     _, recipe, base = _asked(cache, (model, *options))
     outcome = api.compress(tmp_path / "renamed.keras", recipe, base=base)
-    assert outcome.walk.run.keys() == {"describe", "rebuild", "finetune", "export", "evaluate"}
+    assert outcome.driver.run.keys() == {"describe", "rebuild", "finetune", "export", "evaluate"}
     assert outcome.exported
-    written = keras.models.load_model(outcome.walk.store.open(outcome.exported).file("compressed.keras"))
+    written = keras.models.load_model(outcome.driver.store.open(outcome.exported).file("compressed.keras"))
     assert "another_name" in [layer.name for layer in written.layers]
 
 
@@ -367,13 +391,13 @@ def test_one_more_rank_runs_the_new_candidates_alone(finished: Finished, cache: 
     assert kinds(again).keys() <= {"ranks", "factorize", "score", "select"}
     after = candidates(cache, *finished.arguments, "--set", "explore.ranks=4")
     assert before < after
-    new = {"/".join(candidate) for candidate in after - before}
+    new = {str(candidate) for candidate in after - before}
     assert {name.removesuffix("/score") for name in again if name.endswith("/score")} <= new
 
 
-def candidates(cache: Path, *arguments: str) -> set[tuple[str, str, str]]:
+def candidates(cache: Path, *arguments: str) -> set[CandidateId]:
     model, recipe, base = _asked(cache, (*arguments, *TO_SELECT))
-    return set(api.compress(model, recipe, base=base).scores)
+    return set(api.compress(model, recipe, base=base).exploration.scores)
 
 
 def test_one_layer_retrained_runs_its_factors_and_the_records_below_it(
@@ -422,8 +446,13 @@ def test_other_calibration_images_keep_plain_factors(finished: Finished, cache: 
 def test_plan_says_what_run_does(change: tuple[str, ...], finished: Finished, cache: Path) -> None:
     """Up to the first decision that is not made yet the two agree node by node, and to the end where there is none."""
     model, recipe, base = _asked(cache, (*finished.arguments, *change))
-    walk, complete = api.plan(model, recipe, base=base)
-    planned = [node.node.name for stage, targets in walk.found for node in stage.needed(targets) if not node.cached]
+    driver, complete = api.plan(model, recipe, base=base)
+    planned = [
+        resolved.node.name
+        for lookup in driver.lookups
+        for resolved in lookup.resolution.needed(lookup.targets)
+        if not resolved.cached
+    ]
     again = ran(cache, *finished.arguments, *change)
     assert set(planned) <= set(again)
     assert (set(planned) == set(again)) or not complete
@@ -436,7 +465,7 @@ def test_a_live_run_is_safe_from_gc(finished: Finished, cache: Path) -> None:
 
     store, kept = Store(cache), []
 
-    def collect(outcome: api.Outcome) -> None:
+    def collect(outcome: api.Compression) -> None:
         gc(store, max_size=0)
         kept.extend(info.kind for info in list_entries(store))
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lrfgraph.engine import maintenance, runs
 from lrfgraph.engine.store import Store
 from lrfgraph.errors import StoreError
+from lrfgraph.options.values import parse_age, parse_bytes
 from lrfgraph.report.tables import age_text, bytes_text, columns, seconds_text
 
 __all__ = ["du", "gc", "ls", "pin", "rm", "verify"]
+
+T = TypeVar("T")
 
 
 def _open(folder: Path) -> Store:
@@ -34,11 +38,11 @@ def ls(folder: Path, kind: str | None, run: str | None, *, as_json: bool = False
         known = ", ".join(maintenance.usage(store)) or "none"
         raise StoreError(f"cache {folder} has no entries of kind {kind!r}; it has {known}")
     if run is not None:
-        named = next((record for record in runs.list_runs(store) if record.name == run), None)
-        if named is None:
+        record = next((record for record in runs.list_runs(store) if record.name == run), None)
+        if record is None:
             known = ", ".join(record.name for record in runs.list_runs(store)) or "none"
             raise StoreError(f"cache {folder} has no run {run!r}; it has {known}")
-        keys = set(named.keys)
+        keys = set(record.keys)
         entries = [entry for entry in entries if entry.key in keys]
     if as_json:
         _print([asdict(entry) for entry in entries])
@@ -49,7 +53,7 @@ def ls(folder: Path, kind: str | None, run: str | None, *, as_json: bool = False
 
 def _list_runs(store: Store, as_json: bool) -> None:
     sizes = {entry.key: entry.bytes for entry in maintenance.list_entries(store)}
-    found: list[dict[str, Any]] = [
+    listed: list[dict[str, Any]] = [
         {
             "run": record.name,
             "entries": sum(key in sizes for key in record.keys),
@@ -61,10 +65,10 @@ def _list_runs(store: Store, as_json: bool) -> None:
         for record in runs.list_runs(store)
     ]
     if as_json:
-        _print(found)
+        _print(listed)
         return
     rows = []
-    for r in found:
+    for r in listed:
         marks = ", ".join(word for word in ("pinned", "live") if r[word])
         rows.append([r["run"], str(r["entries"]), bytes_text(r["bytes"]), age_text(r["created"]), marks])
     print(columns(["run", "entries", "size", "age", ""], rows, right=(1, 2, 3)))
@@ -73,25 +77,25 @@ def _list_runs(store: Store, as_json: bool) -> None:
 
 def du(folder: Path, *, as_json: bool = False) -> None:
     """Print entries and bytes by kind."""
-    found = maintenance.usage(_open(folder))
+    usage = maintenance.usage(_open(folder))
     if as_json:
-        _print({kind: asdict(usage) for kind, usage in found.items()})
+        _print({kind: asdict(used) for kind, used in usage.items()})
         return
-    rows = [[kind, str(usage.entries), bytes_text(usage.bytes)] for kind, usage in found.items()]
-    total = ["all", str(sum(u.entries for u in found.values())), bytes_text(sum(u.bytes for u in found.values()))]
+    rows = [[kind, str(used.entries), bytes_text(used.bytes)] for kind, used in usage.items()]
+    total = ["all", str(sum(u.entries for u in usage.values())), bytes_text(sum(u.bytes for u in usage.values()))]
     print(columns(["kind", "entries", "size"], [*rows, total], right=(1, 2)))
 
 
 def verify(folder: Path, remove: bool, *, as_json: bool = False) -> bool:
     """Digest everything again; returns whether something is damaged and still there."""
-    found = maintenance.verify(_open(folder), remove_damaged=remove, progress=None if as_json else _count)
+    report = maintenance.verify(_open(folder), remove_damaged=remove, progress=None if as_json else _count)
     if as_json:
-        _print(asdict(found))
+        _print(asdict(report))
     else:
-        for key, why in found.damaged.items():
+        for key, why in report.damaged.items():
             print(f"{key}: {why}" + (", removed" if remove else ""))
-        print(f"{found.entries} entries, {bytes_text(found.bytes)}, {len(found.damaged)} damaged")
-    return bool(found.damaged) and not remove
+        print(f"{report.entries} entries, {bytes_text(report.bytes)}, {len(report.damaged)} damaged")
+    return bool(report.damaged) and not remove
 
 
 def _count(done: int, total: int) -> None:
@@ -103,8 +107,8 @@ def gc(folder: Path, max_size: str | None, older_than: str | None, dry_run: bool
     """Remove what nobody used for long, or what is too much."""
     if max_size is None and older_than is None:
         raise StoreError("say what may go: --max-size 5GB, --older-than 30d, or both")
-    size = None if max_size is None else maintenance.parse_size(max_size)
-    age = None if older_than is None else maintenance.parse_age(older_than)
+    size = None if max_size is None else _parsed(parse_bytes, max_size, "sizes are written like 500MB or 5GB")
+    age = None if older_than is None else _parsed(parse_age, older_than, "ages are written like 12h, 30d or 4w")
     _freed(maintenance.gc(_open(folder), max_size=size, older_than=age, dry_run=dry_run), dry_run, as_json)
 
 
@@ -113,6 +117,13 @@ def rm(folder: Path, run: str | None, kind: str | None, *, as_json: bool = False
     if (run is None) == (kind is None):
         raise StoreError("say what to remove: the name of a run, or --kind KIND")
     _freed(maintenance.remove(_open(folder), run=run, kind=kind), False, as_json)
+
+
+def _parsed(parse: Callable[[str], T], text: str, usage: str) -> T:
+    try:
+        return parse(text)
+    except (ValueError, OverflowError):
+        raise StoreError(f"{usage}, received {text!r}") from None
 
 
 def _freed(freed: maintenance.Freed, dry_run: bool, as_json: bool) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from lrfgraph import demo
 from lrfgraph.commands.run import run_and_report
 from lrfgraph.errors import OutputError
-from lrfgraph.options.recipe import Recipe, fields_of
+from lrfgraph.options.asked import Asked
 
 __all__ = ["NEXT", "demonstrate"]
 
@@ -31,24 +31,15 @@ def demonstrate(out: Path, *, as_json: bool = False) -> None:
         out.mkdir(parents=True, exist_ok=True)
         for file in (demo.MODEL, demo.DATA):
             shutil.copyfile(file, out / file.name)
-        (out / "lrfgraph.toml").write_text(_changed(recipe), encoding="utf-8")
+        (out / "lrfgraph.toml").write_text(recipe.to_toml(defaults=False), encoding="utf-8")
     except OSError as error:
         raise OutputError(f"folder {out} cannot be written ({error.strerror}); choose another with --out") from None
-    placed = replace(recipe, run=replace(recipe.run, cache=str(out / "cache"), out=str(out / "compressed")))
-    said = run_and_report(out / demo.MODEL.name, placed, out, as_json=as_json)
+    run = replace(recipe.run, cache=str(out / "cache"), out=str(out / "compressed"))
+    placed = replace(recipe, run=run).placed(out, ["data.source"]).placed(Path())
+    summary = run_and_report(out / demo.MODEL.name, Asked(placed), as_json=as_json)
     if as_json:
         return
     print(f"\nTo try next, in that folder (cd {out}; lrfgraph.toml there says where the images are):")
-    layer = next((row["name"] for row in said["layers"] if row["method"]), said["layers"][0]["name"])
+    layer = next((row["name"] for row in summary["layers"] if row["method"]), summary["layers"][0]["name"])
     for what, command in NEXT:
         print(f"  {command.format(layer=layer)}\n      {what}")
-
-
-def _changed(recipe: Recipe) -> str:
-    """Write the options that differ from their defaults as TOML."""
-    sections: dict[str, list[str]] = {}
-    for option in fields_of():
-        value = getattr(getattr(recipe, option.section), option.name)
-        if value != option.default:
-            sections.setdefault(option.section, []).append(f"{option.name} = {option.kind.write(value)}")
-    return "\n\n".join("\n".join([f"[{name}]", *lines]) for name, lines in sections.items()) + "\n"

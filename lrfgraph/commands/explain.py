@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,45 +11,49 @@ from lrfgraph import api
 from lrfgraph.errors import ModelError
 from lrfgraph.layers.pieces import Cost, layer_cost
 from lrfgraph.layers.spec import LayerSpec
-from lrfgraph.options.recipe import Recipe, check_choice
+from lrfgraph.options.asked import Asked
+from lrfgraph.options.option import check_choice
+from lrfgraph.options.recipe import Recipe
 from lrfgraph.report import tables
 from lrfgraph.report.progress import Progress
-from lrfgraph.selection.problem import Candidate
+from lrfgraph.selection.policies import POLICIES
+from lrfgraph.selection.problem import Candidate, Choice
 
 __all__ = ["excluded", "explain_layer"]
 
 
-def explain_layer(model: Path, name: str, recipe: Recipe, base: Path, *, as_json: bool = False) -> None:
+def explain_layer(model: Path, name: str, asked: Asked, *, as_json: bool = False) -> None:
     """Print the candidates of one layer; what is not in the cache up to the choice is computed first."""
-    recipe = replace(recipe, run=replace(recipe.run, until="select"))
+    recipe = asked.recipe.with_option("run.until", "select")
     with Progress() as progress:
-        outcome = api.compress(model, recipe, base=base, on_event=progress)
-    layers = {layer.name: layer for layer in outcome.network.layers}
+        compression = api.compress(model, recipe, base=asked.folder, on_event=progress)
+    layers = {layer.name: layer for layer in compression.network.layers}
     check_choice("explain", "LAYER", name, layers)
-    if outcome.decision is None:
+    if compression.decision is None:
         raise ModelError(f"{model}: nothing was chosen yet; run it without --until first")
-    choice = next((c for c in outcome.decision["choices"] if c["layer"] == name), None)
+    choice = next((c for c in compression.decision.choices if c.layer == name), None)
     if choice is None:
         raise ModelError(f"{name} is a {layers[name].class_name}: it has no kernel to factorize")
-    said = _account(outcome, layers[name], choice)
-    print(json.dumps(said, indent=1, default=list) if as_json else _text(said))
+    account = _account(compression, layers[name], choice)
+    print(json.dumps(account, indent=1, default=list) if as_json else _text(account))
 
 
-def _account(outcome: api.Outcome, layer: LayerSpec, choice: Mapping[str, Any]) -> dict[str, Any]:
-    walk = outcome.walk
-    found = {(m, r): ref for (name, m, r), ref in outcome.scores.items() if name == layer.name}
-    candidates = [Candidate(layer.name, m, r, **walk.data(ref)) for (m, r), ref in found.items()]
-    metric = walk.recipe.similarity.metric
+def _account(compression: api.Compression, layer: LayerSpec, choice: Choice) -> dict[str, Any]:
+    driver, decision = compression.driver, compression.decision
+    assert decision is not None
+    scores = {c: ref for c, ref in compression.exploration.scores.items() if c.layer == layer.name}
+    candidates = [Candidate(c, **driver.data(ref)) for c, ref in scores.items()]
+    metric = driver.recipe.similarity.metric
     candidates.sort(key=lambda c: (c.parameters, c.macs, -c.similarity[metric]))
-    chosen = next((c for c in candidates if (c.method, c.rank) == (choice["method"], choice.get("rank"))), None)
-    manifests = [walk.store.manifest(ref.key) for ref in found.values()]
+    chosen = next((c for c in candidates if c.id == choice.id), None)
+    manifests = [driver.store.manifest(ref.key) for ref in scores.values()]
     return {
         "layer": layer.to_json(),
         "cost": [layer_cost(layer).parameters, layer_cost(layer).macs],
-        "policy": walk.recipe.select.policy,
+        "policy": decision.policy,
         "metric": metric,
         "chosen": [chosen.method, chosen.rank] if chosen else None,
-        "reason": choice.get("reason", ""),
+        "reason": choice.reason,
         "candidates": [
             {
                 "method": c.method,
@@ -59,8 +62,10 @@ def _account(outcome: api.Outcome, layer: LayerSpec, choice: Mapping[str, Any]) 
                 "macs": c.macs,
                 "similarity": dict(c.similarity),
                 "distortion": c.distortion,
-                "excluded": "" if c is chosen else excluded(c, chosen, candidates, layer_cost(layer), walk.recipe),
-                "key": found[c.method, c.rank].key,
+                "excluded": ""
+                if c is chosen
+                else excluded(c, chosen, candidates, layer_cost(layer), driver.recipe, decision.policy),
+                "key": scores[c.id].key,
             }
             for c in candidates
         ],
@@ -69,12 +74,17 @@ def _account(outcome: api.Outcome, layer: LayerSpec, choice: Mapping[str, Any]) 
 
 
 def excluded(
-    candidate: Candidate, chosen: Candidate | None, others: Sequence[Candidate], whole: Cost, recipe: Recipe
+    candidate: Candidate,
+    chosen: Candidate | None,
+    others: Sequence[Candidate],
+    whole: Cost,
+    recipe: Recipe,
+    policy: str,
 ) -> str:
     """Say what speaks against a candidate that was not chosen."""
     metric, options = recipe.similarity.metric, recipe.select
-    reached = candidate.similarity[metric]
-    if options.policy == "threshold" and options.configuration is None and reached < options.min_similarity:
+    similarity = candidate.similarity[metric]
+    if policy == "threshold" and similarity < options.min_similarity:
         return f"{metric} below {options.min_similarity:g}"
     if candidate.parameters >= whole.parameters and options.cost == "parameters":
         return "no fewer parameters than the layer"
@@ -85,11 +95,11 @@ def excluded(
         return "the layer is kept"
     if candidate.parameters > chosen.parameters or candidate.macs > chosen.macs:
         return "costs more than the chosen one"
-    return f"less similar than the chosen one ({policy_text(recipe)})"
+    return f"less similar than the chosen one ({_policy_text(policy)})"
 
 
-def policy_text(recipe: Recipe) -> str:
-    return "given configuration" if recipe.select.configuration else f"policy {recipe.select.policy}"
+def _policy_text(policy: str) -> str:
+    return f"policy {policy}" if POLICIES[policy].public else f"{policy} configuration"
 
 
 def _dominates(one: Candidate, other: Candidate, metric: str) -> bool:
@@ -98,24 +108,24 @@ def _dominates(one: Candidate, other: Candidate, metric: str) -> bool:
     return ours != theirs and all(a <= b for a, b in zip(ours, theirs, strict=True))
 
 
-def _text(said: Mapping[str, Any]) -> str:
-    layer, (parameters, macs), metric = said["layer"], said["cost"], said["metric"]
+def _text(account: Mapping[str, Any]) -> str:
+    layer, (parameters, macs), metric = account["layer"], account["cost"], account["metric"]
     kind = layer["kind"] or layer["class_name"]
     lines = [
         f"{layer['name']}: {kind} {tables.kernel_text(layer['kernel'])}, {tables.count_text(parameters)} parameters, "
         f"{tables.count_text(macs)} MACs (bias apart)"
     ]
-    if not said["candidates"]:
-        return "\n".join([*lines, f"kept: {said['reason']}"])
+    if not account["candidates"]:
+        return "\n".join([*lines, f"kept: {account['reason']}"])
     rows = []
-    for c in said["candidates"]:
-        note = c["excluded"] or f"chosen by policy {said['policy']}"
+    for c in account["candidates"]:
+        note = c["excluded"] or f"chosen by {_policy_text(account['policy'])}"
         shares = [f"{c['parameters'] / parameters:.1%}", f"{c['macs'] / macs:.1%}" if macs else "–"]
         similar = f"{c['similarity'][metric]:.4f}"
         rows.append([c["method"], c["rank"], str(c["parameters"]), shares[0], shares[1], similar, note])
     titles = ["method", "rank", "parameters", "of layer", "MACs", metric, ""]
     lines += ["", tables.columns(titles, rows, right=(2, 3, 4, 5)), ""]
-    if said["chosen"] is None:
-        lines.append(f"kept: {said['reason']}")
-    made = ["; ".join(f"{k} {v}" for k, v in json.loads(text).items()) for text in said["versions"]]
-    return "\n".join(lines + [f"made with {text}" for text in made])
+    if account["chosen"] is None:
+        lines.append(f"kept: {account['reason']}")
+    versions = ["; ".join(f"{k} {v}" for k, v in json.loads(text).items()) for text in account["versions"]]
+    return "\n".join(lines + [f"made with {text}" for text in versions])

@@ -12,11 +12,10 @@ from lrfgraph.layers.pieces import cost, layer_cost
 from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.methods import METHODS
 from lrfgraph.methods.base import Method, Rank, write_rank
-from lrfgraph.options.recipe import Recipe
+from lrfgraph.options.asked import Asked
 from lrfgraph.report import tables
 from lrfgraph.report.progress import Progress
-from lrfgraph.run import nodes as pipeline
-from lrfgraph.run.nodes import Network
+from lrfgraph.run.state import Network, kept_reason, methods_of
 
 __all__ = ["break_even", "inspect_model"]
 
@@ -41,10 +40,10 @@ def break_even(method: Method, layer: LayerSpec) -> Rank | None:
     return rank(low) if low else None
 
 
-def inspect_model(model: Path, recipe: Recipe, *, as_json: bool = False) -> None:
+def inspect_model(model: Path, asked: Asked, *, as_json: bool = False) -> None:
     """Print every layer of a model file."""
     with Progress() as progress:
-        network = api.inspect(model, recipe, on_event=progress)
+        network = api.inspect(model, asked.recipe, on_event=progress)
     rows = list(_rows(network))
     if as_json:
         totals = {"parameters": network.parameters, "macs": network.macs}
@@ -57,8 +56,8 @@ def inspect_model(model: Path, recipe: Recipe, *, as_json: bool = False) -> None
 
 def _rows(network: Network) -> Iterator[dict[str, Any]]:
     for layer in network.layers:
-        kept = pipeline.kept_reason(layer, network.recipe)
-        methods = [] if kept else pipeline.methods_of(layer, network.recipe)
+        kept = kept_reason(layer, network.recipe)
+        methods = [] if kept else methods_of(layer, network.recipe)
         ranks = {name: break_even(METHODS[name], layer) for name in methods}
         yield {
             "name": layer.name,

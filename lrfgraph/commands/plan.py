@@ -12,9 +12,9 @@ from typing import Any
 from lrfgraph import api
 from lrfgraph.engine.plan import PlannedNode
 from lrfgraph.engine.plan import plan as explain
-from lrfgraph.options.recipe import Recipe
+from lrfgraph.options.asked import Asked
 from lrfgraph.report import tables
-from lrfgraph.run.driver import Walk
+from lrfgraph.run.driver import Driver
 
 __all__ = ["plan_and_report"]
 
@@ -26,18 +26,18 @@ FOLLOWS = (
 )
 
 
-def plan_and_report(model: Path, recipe: Recipe, base: Path, *, as_json: bool = False) -> bool:
+def plan_and_report(model: Path, asked: Asked, *, as_json: bool = False) -> bool:
     """Print what would run and what would be reused; returns whether anything would run."""
-    walk, complete = api.plan(model, recipe, base=base)
-    plans = [explain(resolution, walk.store, targets) for resolution, targets in walk.found]
-    missing = [node for found in plans for node in found.missing]
+    driver, complete = api.plan(model, asked.recipe, base=asked.folder)
+    plans = [explain(lookup.resolution, driver.store, lookup.targets) for lookup in driver.lookups]
+    missing = [node for stage in plans for node in stage.missing]
     work = bool(missing) or not complete
-    kinds = list(dict.fromkeys(node.step for found in plans for node in found.nodes))
-    rows = [_kind(kind, walk, [node for node in missing if node.step == kind]) for kind in kinds]
+    kinds = list(dict.fromkeys(node.step for stage in plans for node in stage.nodes))
+    rows = [_kind(kind, driver, [node for node in missing if node.step == kind]) for kind in kinds]
     if as_json:
         nodes = [asdict(node) for node in missing]
-        said = {"nodes": {"run": dict(walk.run), "reused": dict(walk.reused)}, "complete": complete}
-        print(json.dumps({**said, "kinds": rows, "missing": nodes}, indent=1))
+        counts = {"run": dict(driver.run), "reused": dict(driver.reused)}
+        print(json.dumps({"nodes": counts, "complete": complete, "kinds": rows, "missing": nodes}, indent=1))
         return work
     print(tables.columns(["kind", "to run", "reused", "seconds", "size", "why"], map(_cells, rows), right=range(1, 5)))
     print(f"\n{_price(rows)}")
@@ -51,36 +51,36 @@ def _price(rows: list[dict[str, Any]]) -> str:
     if not run:
         return f"nothing to run, {reused} nodes reused"
     timed = [row for row in rows if row["run"] and row["seconds"] is not None]
-    said = f"{run} {'node' if run == 1 else 'nodes'} to run, {reused} reused"
+    price = f"{run} {'node' if run == 1 else 'nodes'} to run, {reused} reused"
     if timed:
         seconds = tables.seconds_text(sum(row["seconds"] for row in timed))
-        said += f"; about {seconds} of work and {tables.bytes_text(sum(row['bytes'] for row in timed))} of cache"
+        price += f"; about {seconds} of work and {tables.bytes_text(sum(row['bytes'] for row in timed))} of cache"
     untimed = [row["kind"] for row in rows if row["run"] and row["seconds"] is None]
-    return said + (f"; never timed here: {', '.join(untimed)}" if untimed else "")
+    return price + (f"; never timed here: {', '.join(untimed)}" if untimed else "")
 
 
-def _kind(kind: str, walk: Walk, missing: list[PlannedNode]) -> dict[str, Any]:
-    known = [node for node in missing if node.seconds is not None]
+def _kind(kind: str, driver: Driver, missing: list[PlannedNode]) -> dict[str, Any]:
+    timed = [node for node in missing if node.seconds is not None]
     return {
         "kind": kind,
-        "run": walk.run[kind],
-        "reused": walk.reused[kind],
-        "seconds": round(sum(node.seconds or 0 for node in known), 3) if known else None,
-        "bytes": sum(node.bytes or 0 for node in known) if known else None,
+        "run": driver.run[kind],
+        "reused": driver.reused[kind],
+        "seconds": round(sum(node.seconds or 0 for node in timed), 3) if timed else None,
+        "bytes": sum(node.bytes or 0 for node in timed) if timed else None,
         "why": dict(Counter(node.why for node in missing).most_common()),
     }
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
     reasons = list(row["why"].items())
-    told = [(textwrap.shorten(why, LONGEST, placeholder=" …"), count) for why, count in reasons[:2]]
-    said = "; ".join(f"{why} ({count})" if row["run"] > 1 else why for why, count in told)
-    more = sum(count for _, count in reasons[2:])
+    short = [(textwrap.shorten(why, LONGEST, placeholder=" …"), count) for why, count in reasons[:2]]
+    why = "; ".join(f"{reason} ({count})" if row["run"] > 1 else reason for reason, count in short)
+    others = sum(count for _, count in reasons[2:])
     return [
         row["kind"],
         str(row["run"]),
         str(row["reused"]),
         "?" if row["run"] and row["seconds"] is None else f"{row['seconds'] or 0:.1f}" if row["run"] else "",
         tables.bytes_text(row["bytes"]) if row["bytes"] else "",
-        said + (f"; {more} for other reasons" if more else ""),
+        why + (f"; {others} for other reasons" if others else ""),
     ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import time
 from collections import defaultdict
@@ -28,17 +27,12 @@ __all__ = [
     "fingerprints",
     "gc",
     "list_entries",
-    "parse_age",
-    "parse_size",
     "remove",
     "usage",
     "verify",
 ]
 
 AROUND = frozenset({"tmp", "leases", "runs", "scratch", "known"})
-SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-SIZES |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-AGES = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 @dataclass(frozen=True)
@@ -243,30 +237,6 @@ def fingerprints(store: Store) -> dict[str, str]:
         manifest = store.manifest(key)
         by_key[key] = digest([manifest["identity"], manifest["data"], manifest["arrays"], manifest["files"]])
     return by_key
-
-
-def parse_size(text: str) -> int:
-    """Read a number of bytes.
-
-    >>> parse_size("5GB"), parse_size("1.5 MiB"), parse_size("100")
-    (5000000000, 1572864, 100)
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
-    if match is None or match[2].upper() not in SIZES:
-        raise StoreError(f"sizes are written like 500MB or 5GB, received {text!r}")
-    return int(float(match[1]) * SIZES[match[2].upper()])
-
-
-def parse_age(text: str) -> float:
-    """Read a number of seconds.
-
-    >>> parse_age("30d"), parse_age("12h")
-    (2592000.0, 43200.0)
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhdw])\s*", str(text).lower())
-    if match is None:
-        raise StoreError(f"ages are written like 12h, 30d or 4w, received {text!r}")
-    return float(match[1]) * AGES[match[2]]
 
 
 def _verify_entry(store: Store, key: str) -> int:

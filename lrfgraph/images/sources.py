@@ -26,7 +26,6 @@ __all__ = [
     "Dataset",
     "Shape",
     "channel_axis",
-    "is_one_hot",
     "load",
     "read_npz",
     "source_digest",
@@ -117,18 +116,18 @@ def source_state(options: DataOptions, base: Path = Path()) -> str | None:
 
     ``None`` where only reading tells: a function of the user's, files that changed a moment ago, none at all.
     """
-    said = []
+    files = []
     try:
         for name in (options.source, options.stats):
             path = (base / name).absolute() if name else None
             for file in _image_files(path) if path and path.is_dir() else [path] if path else []:
                 stat = file.stat()
-                said.append((str(file), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+                files.append((str(file), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
     except OSError:
         return None
-    newest = max((entry[-1] for entry in said), default=0)
+    newest = max((entry[-1] for entry in files), default=0)
     settled = 0 < newest < time.time_ns() - SETTLED  # a clock too coarse to tell two writes apart has moved on
-    return repr(said) if settled else None
+    return repr(files) if settled else None
 
 
 def load(options: DataOptions, base: Path = Path(), input_shape: Shape = ()) -> Dataset:
@@ -340,11 +339,6 @@ def _check(arrays: Mapping[str, Array]) -> None:
             raise DataError(f"{name} is given without {images}")
         if len(arrays[images]) != len(array):
             raise DataError(f"{images} has {len(arrays[images])} images, {name} {len(array)} labels")
-
-
-def is_one_hot(y: Array) -> bool:
-    """Whether rows hold a single 1 and zeros."""
-    return y.ndim == 2 and y.shape[1] > 1 and bool(np.isin(y, (0, 1)).all() and (y.sum(1) == 1).all())
 
 
 def channel_axis(input_shape: Shape) -> int:

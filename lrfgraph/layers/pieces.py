@@ -1,7 +1,7 @@
-"""Pieces: the small layers a factorized layer becomes, as shapes and arrays, and what they cost.
+"""Chains of small layers that a factorized layer becomes, as shapes and arrays; their parameters and MACs.
 
-A method returns a chain of pieces and knows no layer kind; `rebuilding` turns a piece into a Keras layer and
-knows no method. Cost is counted here alone.
+A method returns a chain of pieces and knows no layer kind; `keras_layers` turns a piece into a Keras layer and
+knows no method.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
 
 import numpy as np
 
-from lrfgraph.layers.spec import Array, LayerSpec, native
+from lrfgraph.layers.kinds import Array, Form
+from lrfgraph.layers.spec import LayerSpec
 
 __all__ = ["Cost", "Piece", "compose", "cost", "layer_cost", "native_kernel", "whole"]
 
@@ -29,7 +29,7 @@ class Piece:
         exactly one piece of a chain.
     """
 
-    form: Literal["mix", "channelwise", "core"]
+    form: Form
     shape: tuple[int, ...]
     axes: tuple[int, ...] = ()
 
@@ -63,7 +63,7 @@ def compose(pieces: Sequence[Piece], weights: Sequence[Array]) -> Array:
 def native_kernel(layer: LayerSpec, pieces: Sequence[Piece], weights: Sequence[Array]) -> Array:
     """Multiply a chain out to the float32 kernel that the layer itself would keep."""
     kernel = compose(pieces, [np.asarray(w, np.float64) for w in weights]).reshape(layer.kernel)
-    return native(layer.family, kernel).astype(np.float32)
+    return layer.family.order.native(kernel).astype(np.float32)
 
 
 def _compose_cores(cores: Sequence[Array]) -> Array:
@@ -85,7 +85,7 @@ def cost(layer: LayerSpec, pieces: Sequence[Piece]) -> Cost:
         _chain_macs(layer, pieces, in_shape, out_shape)
         for in_shape, out_shape in zip(layer.input_shapes, layer.output_shapes, strict=True)
     )
-    extra = prod(layer.depthwise) if layer.family == "separable" else 0
+    extra = prod(layer.depthwise) if layer.family.depthwise else 0
     return Cost(sum(p.parameters for p in pieces) + extra, macs)
 
 
@@ -102,28 +102,26 @@ def whole(layer: LayerSpec) -> Piece:
 def _chain_macs(
     layer: LayerSpec, pieces: Sequence[Piece], in_shape: tuple[int, ...], out_shape: tuple[int, ...]
 ) -> int:
-    if layer.family == "dense":
-        vectors = prod(in_shape[:-1])
-        return vectors * (_core_macs(pieces) if pieces[0].form == "core" else sum(p.parameters for p in pieces))
-    size = list(in_shape[:-1])
-    macs = 0
-    if layer.family == "separable":
-        size = list(out_shape[:-1])  # the depthwise part carries all axes and runs first
-        macs += prod(size) * prod(layer.depthwise)
+    if pieces[0].form == "core":
+        return prod(in_shape[:-1]) * _core_macs(pieces)
+    size, macs = list(in_shape[:-1]), 0
+    if layer.family.depthwise:
+        size = list(out_shape[:-1])
+        macs = prod(size) * prod(layer.depthwise)
     for piece in pieces:
         before = prod(size)
         for axis in piece.axes:
             size[axis] = out_shape[axis]
-        at = before if layer.family == "transposed" and piece.axes else prod(size)
-        macs += at * piece.parameters
+        applied_to_inputs = piece.axes and layer.family.positions == "inputs"
+        macs += (before if applied_to_inputs else prod(size)) * piece.parameters
     return macs
 
 
 def _core_macs(pieces: Sequence[Piece]) -> int:
-    """Contract left to right: core k sees the outputs made so far and the inputs still to come."""
-    macs, done = 0, 1
+    """Contract left to right: core k sees the outputs of the cores before it and the inputs of those after."""
+    macs, outputs = 0, 1
     for index, piece in enumerate(pieces):
-        to_come = prod(p.shape[1] for p in pieces[index + 1 :])
-        macs += done * to_come * piece.parameters
-        done *= piece.shape[2]
+        inputs = prod(p.shape[1] for p in pieces[index + 1 :])
+        macs += outputs * inputs * piece.parameters
+        outputs *= piece.shape[2]
     return macs

@@ -17,10 +17,9 @@ __all__ = ["Sampler", "add_moments", "cut", "grouped", "positions_of"]
 
 
 def positions_of(layer: LayerSpec, call: int = 0) -> tuple[int, ...]:
-    """Return the grid from which rows are drawn: output positions of patches, input positions of vectors."""
-    if layer.rows == "patch" or layer.family == "separable":
-        return layer.output_shapes[call][:-1]
-    return layer.input_shapes[call][:-1]
+    """Return the grid from which rows are drawn: the positions at which the kernel is applied."""
+    shapes = layer.input_shapes if layer.family.positions == "inputs" else layer.output_shapes
+    return shapes[call][:-1]
 
 
 def cut(layer: LayerSpec, x: Array, image: NDArray[np.intp], position: NDArray[np.intp]) -> Array:
@@ -88,8 +87,8 @@ def add_moments(total: Array, layer: LayerSpec, rows: Array) -> None:
 class Sampler:
     """Which positions of which images are drawn for a layer: seeded, and the same whatever the batch size.
 
-    `per_image` positions are drawn from each image; the first `kept` of them are the stored rows, all of them
-    enter the moments.
+    `per_image` positions are drawn from each image; the first `stored` of them are kept as rows, all of
+    them enter the moments.
     """
 
     def __init__(self, layer: LayerSpec, images: int, rows: int, moment_rows: int, max_bytes: int, seed: int) -> None:
@@ -99,20 +98,20 @@ class Sampler:
         calls = len(grids)
         rng = np.random.default_rng(seed)
         self.drawn: list[NDArray[np.intp]] = []
-        self.kept: list[int] = []
+        self.stored: list[int] = []
         for grid in grids:
-            wanted = min(max(-(-moment_rows // (images * calls)), 1), grid)
-            order = rng.random((images, grid)).argpartition(wanted - 1, axis=1)[:, :wanted] if wanted < grid else None
+            count = min(max(-(-moment_rows // (images * calls)), 1), grid)
+            order = rng.random((images, grid)).argpartition(count - 1, axis=1)[:, :count] if count < grid else None
             if order is None:
                 order = np.broadcast_to(rng.permutation(grid), (images, grid))
             self.drawn.append(np.ascontiguousarray(order, dtype=np.intp))
-            self.kept.append(min(max(rows // (images * calls), 1), wanted))
-        self.stride = max(-(-images * sum(self.kept) // rows), 1)  # where even one row an image is too many
+            self.stored.append(min(max(rows // (images * calls), 1), count))
+        self.stride = max(-(-images * sum(self.stored) // rows), 1)  # where even one row an image is too many
 
     def batch(self, call: int, start: int, stop: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]:
         """Return image (within the batch), position and whether the row is stored, for images start to stop."""
         positions = self.drawn[call][start:stop]
         image = np.repeat(np.arange(stop - start), positions.shape[1])
-        stored = np.zeros(positions.shape, dtype=bool)
-        stored[(np.arange(start, stop) % self.stride) == 0, : self.kept[call]] = True
-        return image, positions.reshape(-1), stored.reshape(-1)
+        is_stored = np.zeros(positions.shape, dtype=bool)
+        is_stored[(np.arange(start, stop) % self.stride) == 0, : self.stored[call]] = True
+        return image, positions.reshape(-1), is_stored.reshape(-1)

@@ -1,4 +1,4 @@
-"""How alike a layer's outputs stay when its kernel is replaced: cosine, relative error, linear CKA.
+"""Similarity of a layer's outputs before and after its kernel is replaced: cosine, relative error, linear CKA.
 
 At the linear output all three follow from the input moments alone; after an activation they are taken on the
 sampled rows. All metrics rise towards 1.
@@ -13,15 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ACTIVATIONS", "METRICS", "Reference", "from_moments", "from_rows", "output_error"]
+__all__ = ["ACTIVATIONS", "METRICS", "Metric", "Reference", "from_moments", "from_rows", "output_error"]
 
 Array = NDArray[np.floating[Any]]
-
-METRICS: dict[str, str] = {
-    "cosine": "⟨Y,Ŷ⟩ / (‖Y‖·‖Ŷ‖)",
-    "relative_error": "1 − ‖Y−Ŷ‖ / ‖Y‖",
-    "cka": "‖YᵀŶ‖² / (‖YᵀY‖·‖ŶᵀŶ‖), columns centred (linear CKA)",
-}
 
 
 def _sigmoid(x: Array) -> Array:
@@ -68,50 +62,103 @@ class Reference:
         return cls(kernel, shift, moments, float(np.sum(full * response)), response)
 
 
-def from_moments(reference: Reference, kernel: Array) -> dict[str, float]:
-    """Return every metric of a candidate kernel (groups, width, outputs) at the linear output.
+@dataclass(frozen=True)
+class Moments:
+    """A candidate's linear output against its layer's, as the input moments tell it.
 
-    The error E = Ŵ − W enters directly, so that nothing cancels where the candidate is nearly exact. The linear
-    CKA of a grouped layer is taken group by group (moments hold nothing across groups) and averaged.
+    The error E = Ŵ − W enters directly, so that nothing cancels where the candidate is nearly exact.
+    kernel : (groups, width, outputs).  lost : ‖Y−Ŷ‖².  along : ⟨Y, Ŷ−Y⟩, both a row.
     """
-    error = kernel - reference.kernel
-    spread = reference.moments[:, :-1, :-1] @ error
-    lost = max(float(np.sum(error * spread)), 0.0)
-    along = float(np.sum(reference.response[:, :-1] * error))
-    power = reference.power
-    both = max(power + 2 * along + lost, 0.0)
-    cosine = (power + along) / np.sqrt(power * both) if power > 0 and both > 0 else float(power == both)
-    return {
-        "cosine": float(cosine),
-        "relative_error": 1.0 - float(np.sqrt(lost / power)) if power > 0 else float(lost == 0),
-        "cka": _cka_from_moments(reference, kernel),
-    }
+
+    reference: Reference
+    kernel: Array
+    lost: float
+    along: float
+
+    @classmethod
+    def of(cls, reference: Reference, kernel: Array) -> Moments:
+        error = kernel - reference.kernel
+        spread = reference.moments[:, :-1, :-1] @ error
+        lost = max(float(np.sum(error * spread)), 0.0)
+        return cls(reference, kernel, lost, float(np.sum(reference.response[:, :-1] * error)))
 
 
-def _cka_from_moments(reference: Reference, kernel: Array) -> float:
+@dataclass(frozen=True)
+class Rows:
+    """Outputs of sampled rows after the same tap, (n, outputs): the layer's and a candidate's."""
+
+    original: Array
+    candidate: Array
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A similarity that rises to 1. formula : as people read it.  moments, rows : how it is taken from either."""
+
+    formula: str
+    moments: Callable[[Moments], float]
+    rows: Callable[[Rows], float]
+
+
+def _cosine(sums: Moments) -> float:
+    power = sums.reference.power
+    both = max(power + 2 * sums.along + sums.lost, 0.0)
+    return float((power + sums.along) / np.sqrt(power * both) if power > 0 and both > 0 else power == both)
+
+
+def _cosine_of_rows(rows: Rows) -> float:
+    y, z = rows.original, rows.candidate
+    norm, other = float(np.linalg.norm(y)), float(np.linalg.norm(z))
+    return float(np.sum(y * z)) / (norm * other) if norm * other > 0 else float(norm == other)
+
+
+def _relative_error(sums: Moments) -> float:
+    power = sums.reference.power
+    return 1.0 - float(np.sqrt(sums.lost / power)) if power > 0 else float(sums.lost == 0)
+
+
+def _relative_error_of_rows(rows: Rows) -> float:
+    y, z = rows.original, rows.candidate
+    norm = float(np.linalg.norm(y))
+    return 1.0 - float(np.linalg.norm(y - z)) / norm if norm > 0 else float(np.linalg.norm(z) == 0)
+
+
+def _cka(sums: Moments) -> float:
+    """Of a grouped layer it is taken group by group (moments hold nothing across groups) and averaged."""
+    reference = sums.reference
     mean = reference.moments[:, :-1, -1:]
     centred = reference.moments[:, :-1, :-1] - mean @ mean.swapaxes(1, 2)
-    values = [
-        _cka(w.T @ c @ v, w.T @ c @ w, v.T @ c @ v) for w, v, c in zip(reference.kernel, kernel, centred, strict=True)
-    ]
-    return float(np.mean(values))
+    pairs = zip(reference.kernel, sums.kernel, centred, strict=True)
+    return float(np.mean([_alignment(w.T @ c @ v, w.T @ c @ w, v.T @ c @ v) for w, v, c in pairs]))
 
 
-def _cka(cross: Array, first: Array, second: Array) -> float:
+def _cka_of_rows(rows: Rows) -> float:
+    y, z = (outputs - outputs.mean(0) for outputs in (rows.original, rows.candidate))
+    return _alignment(y.T @ z, y.T @ y, z.T @ z)
+
+
+def _alignment(cross: Array, first: Array, second: Array) -> float:
     scale = float(np.linalg.norm(first) * np.linalg.norm(second))
     return float(np.sum(cross * cross)) / scale if scale > 0 else float(np.allclose(first, second))
 
 
+METRICS: dict[str, Metric] = {
+    "cosine": Metric("⟨Y,Ŷ⟩ / (‖Y‖·‖Ŷ‖)", _cosine, _cosine_of_rows),
+    "relative_error": Metric("1 − ‖Y−Ŷ‖ / ‖Y‖", _relative_error, _relative_error_of_rows),
+    "cka": Metric("‖YᵀŶ‖² / (‖YᵀY‖·‖ŶᵀŶ‖), columns centred (linear CKA)", _cka, _cka_of_rows),
+}
+
+
+def from_moments(reference: Reference, kernel: Array) -> dict[str, float]:
+    """Return every metric of a candidate kernel (groups, width, outputs) at the linear output."""
+    sums = Moments.of(reference, kernel)
+    return {name: metric.moments(sums) for name, metric in METRICS.items()}
+
+
 def from_rows(original: Array, candidate: Array) -> dict[str, float]:
     """Return every metric of outputs (n, outputs) against the original's, both after the same tap."""
-    y, z = original.astype(np.float64), candidate.astype(np.float64)
-    norm, other = float(np.linalg.norm(y)), float(np.linalg.norm(z))
-    y_c, z_c = y - y.mean(0), z - z.mean(0)
-    return {
-        "cosine": float(np.sum(y * z)) / (norm * other) if norm * other > 0 else float(norm == other),
-        "relative_error": 1.0 - float(np.linalg.norm(y - z)) / norm if norm > 0 else float(other == 0),
-        "cka": _cka(y_c.T @ z_c, y_c.T @ y_c, z_c.T @ z_c),
-    }
+    rows = Rows(original.astype(np.float64), candidate.astype(np.float64))
+    return {name: metric.rows(rows) for name, metric in METRICS.items()}
 
 
 def output_error(error: Array, moments: Array, curvature: Array) -> float:

@@ -1,4 +1,4 @@
-"""What a layer is to us: its kernel in one canonical order, and how its inputs are cut into rows.
+"""LayerSpec, a layer as plain data: its kernel in one canonical order, its geometry, its digests.
 
 Every kernel is brought to the order ``(groups, *spatial, inputs, outputs)``, both channel counts per
 group. A depthwise convolution is the grouped one with as many groups as channels, a dense layer the one
@@ -12,46 +12,10 @@ from math import prod
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-__all__ = ["LAYER_KINDS", "Family", "LayerKind", "LayerSpec", "canonical", "native"]
+from lrfgraph.layers.kinds import LAYER_KINDS, Array, Family
 
-Array = NDArray[np.floating[Any]]
-Family = Literal["convolution", "transposed", "depthwise", "separable", "dense"]
-
-
-@dataclass(frozen=True)
-class LayerKind:
-    """One kind of layer that can be factorized.
-
-    `spatial` is the number of spatial axes; `rows` says what a row of the layer's matrix is: a ``patch`` of
-    the input under the kernel, or a single input ``vector`` (dense, transposed: its outputs are then the
-    scattered contributions of one position).
-    """
-
-    name: str
-    keras_class: str
-    family: Family
-    spatial: int
-    rows: Literal["patch", "vector"]
-
-
-LAYER_KINDS: dict[str, LayerKind] = {
-    kind.name: kind
-    for kind in (
-        LayerKind("conv1d", "Conv1D", "convolution", 1, "patch"),
-        LayerKind("conv2d", "Conv2D", "convolution", 2, "patch"),
-        LayerKind("conv3d", "Conv3D", "convolution", 3, "patch"),
-        LayerKind("conv1d_transpose", "Conv1DTranspose", "transposed", 1, "vector"),
-        LayerKind("conv2d_transpose", "Conv2DTranspose", "transposed", 2, "vector"),
-        LayerKind("conv3d_transpose", "Conv3DTranspose", "transposed", 3, "vector"),
-        LayerKind("depthwise_conv1d", "DepthwiseConv1D", "depthwise", 1, "patch"),
-        LayerKind("depthwise_conv2d", "DepthwiseConv2D", "depthwise", 2, "patch"),
-        LayerKind("separable_conv1d", "SeparableConv1D", "separable", 1, "vector"),
-        LayerKind("separable_conv2d", "SeparableConv2D", "separable", 2, "vector"),
-        LayerKind("dense", "Dense", "dense", 0, "vector"),
-    )
-}
+__all__ = ["Array", "LayerSpec"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +35,8 @@ class LayerSpec:
     bias : whether it has one.  activation : name of the fused activation.
     batchnorm : path of the BatchNormalization that alone reads its output, or ``""``.
     tail : name of the activation that follows (fused, or a layer of its own).
-    identity : digest of kernel, bias and folded BatchNorm.  upstream : digest of all that feeds it.
+    identity : digest of kernel, bias and folded BatchNorm.  upstream : digest of all that its rows are cut from: what
+        feeds it, its data format, a separable convolution's depthwise kernel.
     kept : why it cannot be factorized whatever the method, or ``""``.
     """
 
@@ -100,11 +65,17 @@ class LayerSpec:
 
     @property
     def family(self) -> Family:
+        """The traits of the layer's kind."""
         return LAYER_KINDS[self.kind].family
 
     @property
     def rows(self) -> Literal["patch", "vector"]:
-        return LAYER_KINDS[self.kind].rows
+        return self.family.rows
+
+    @property
+    def unrefittable(self) -> str:
+        """Why repair leaves the layer to its factors, or ``""``."""
+        return self.family.unrefittable or ("channels come first" if self.data_format == "channels_first" else "")
 
     @property
     def groups(self) -> int:
@@ -160,28 +131,3 @@ class LayerSpec:
         if self.rows == "patch":
             return kernel.reshape(groups, -1, outputs)
         return np.moveaxis(kernel.reshape(groups, -1, inputs, outputs), 1, 2).reshape(groups, inputs, -1)
-
-
-def canonical(family: Family, kernel: Array, groups: int = 1) -> Array:
-    """Bring a Keras kernel to ``(groups, *spatial, inputs, outputs)``, channels per group.
-
-    Keras keeps ``(*spatial, inputs/groups, outputs)`` for convolutions, ``(*spatial, outputs, inputs)`` for
-    transposed ones, ``(*spatial, inputs, multiplier)`` for depthwise ones and ``(inputs, outputs)`` for dense.
-    """
-    if family == "transposed":
-        kernel = np.swapaxes(kernel, -1, -2)
-    if family == "depthwise":
-        return np.moveaxis(kernel, -2, 0)[..., None, :]
-    *spatial, inputs, outputs = kernel.shape
-    split = kernel.reshape(*spatial, inputs, groups, outputs // groups)
-    return np.moveaxis(split, -2, 0)
-
-
-def native(family: Family, kernel: Array) -> Array:
-    """Undo `canonical`."""
-    if family == "depthwise":
-        return np.moveaxis(kernel[..., 0, :], 0, -2)
-    joined = np.moveaxis(kernel, 0, -2)
-    *spatial, inputs, groups, outputs = joined.shape
-    joined = joined.reshape(*spatial, inputs, groups * outputs)
-    return np.swapaxes(joined, -1, -2) if family == "transposed" else joined

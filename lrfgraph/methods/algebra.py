@@ -110,8 +110,8 @@ def _equalising(norms: Sequence[Array]) -> list[Array]:
 
 def finish(method: Method, layer: LayerSpec, rank: Rank, weights: Sequence[Array]) -> tuple[Array, ...]:
     """Return weights as float32 after a look at their shapes: a rank written by hand can be impossible."""
-    wanted = [piece.shape for piece in method.pieces(layer, rank)]
-    if [w.shape for w in weights] != wanted:
+    shapes = [piece.shape for piece in method.pieces(layer, rank)]
+    if [w.shape for w in weights] != shapes:
         full = method.full_rank(layer)
         advice = f"choose at most {write_rank(full)}" if full else "choose a smaller one"
         raise ConfigurationError(f"{layer.name}: {method.name} has no rank {write_rank(rank)}; {advice}")

@@ -21,12 +21,15 @@ class Method(Protocol):
     nests : factors of a smaller rank are slices of those of a larger one, so nothing is stored per rank.
     whitens : which side of the kernel activation-aware weighting may act on: ``row`` (the whole patch),
         ``channel`` (input channels alone) or ``none``.
+    ranks_by_unfolding : its ranks are those of the kernel unfolded by inputs and by outputs, or by outputs alone, so
+        that a rule which finds the ranks of unfoldings (``evbmf``; Kim et al., ICLR 2016) can name one.
     """
 
     name: str
     version: int
     nests: bool
     whitens: str
+    ranks_by_unfolding: bool
 
     def reason(self, layer: LayerSpec) -> str:
         """Say why the method does not apply to `layer`, or return ``""``."""

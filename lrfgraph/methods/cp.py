@@ -21,13 +21,6 @@ _TOLERANCE = 1e-5
 _RIDGE = 1e-7
 _LARGEST = 1e6  # squared norms of the factors, of the tensor's, that count as divergence
 
-_REASONS = {
-    "transposed": "Keras has no depthwise transposed convolution",
-    "depthwise": "depthwise layers mix no channels",
-    "separable": "separable layers are a CP chain already",
-    "dense": "dense layers have no spatial axes",
-}
-
 
 class Cp:
     """1×1 from i to r channels, depthwise k×k, 1×1 from r to o; all positions are one mode.
@@ -40,11 +33,13 @@ class Cp:
     version = 1
     nests = False
     whitens = "channel"
+    ranks_by_unfolding = False
 
     def reason(self, layer: LayerSpec) -> str:
-        if layer.family in _REASONS:
-            return _REASONS[layer.family]
-        return "" if layer.positions > 1 else "kernel has one position, use svd or qr"
+        if not layer.family.mixes_channels:
+            return f"{layer.family.name} layers mix no channels"
+        one_position = "" if layer.positions > 1 else "kernel has one position, use svd or qr"
+        return layer.family.refusal("channelwise") or one_position
 
     def prepare(self, layer: LayerSpec, kernel: Array) -> Arrays:
         """Compress all modes exactly, and split the tensor into orthogonal rank-1 terms, largest first.
@@ -86,17 +81,17 @@ class Cp:
     def factorize(self, layer: LayerSpec, prepared: Arrays, rank: Rank) -> tuple[Array, ...]:
         (r,) = rank
         start = (prepared[f"start_{mode}"][..., :r].astype(np.float64) for mode in ("positions", "inputs", "outputs"))
-        found = [_als(*tensors) for tensors in zip(prepared["core"], *start, strict=True)]
+        factors = [_als(*tensors) for tensors in zip(prepared["core"], *start, strict=True)]
         position, first, last = (
-            prepared[mode] @ np.stack(factors)
-            for mode, factors in zip(("positions", "inputs", "outputs"), zip(*found, strict=True), strict=True)
+            prepared[mode] @ np.stack(by_group)
+            for mode, by_group in zip(("positions", "inputs", "outputs"), zip(*factors, strict=True), strict=True)
         )
-        kept = first.shape[-1]
+        columns = first.shape[-1]
         ones = (1,) * len(layer.spatial)
         weights = (
-            first.reshape(layer.groups, *ones, layer.inputs, kept),
-            position.reshape(layer.groups, *layer.spatial, kept),
-            transpose(last).reshape(layer.groups, *ones, kept, layer.outputs),
+            first.reshape(layer.groups, *ones, layer.inputs, columns),
+            position.reshape(layer.groups, *layer.spatial, columns),
+            transpose(last).reshape(layer.groups, *ones, columns, layer.outputs),
         )
         return finish(self, layer, rank, balance(weights))
 

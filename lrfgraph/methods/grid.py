@@ -50,8 +50,8 @@ def tails(energy: Array) -> Array:
     >>> tails(np.array([[4.0, 2.0, 1.0]]))
     array([7., 3., 1., 0.])
     """
-    kept = np.atleast_2d(energy).sum(axis=0)
-    return np.append(np.cumsum(kept[::-1])[::-1], 0.0)
+    total = np.atleast_2d(energy).sum(axis=0)
+    return np.append(np.cumsum(total[::-1])[::-1], 0.0)
 
 
 def by_truncation(modes: Sequence[int], lost: Sequence[Array], budget: Sequence[int], groups: int = 1) -> list[Rank]:

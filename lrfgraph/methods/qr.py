@@ -19,6 +19,7 @@ class Qr(Svd):
 
     name = "qr"
     version = 1
+    ranks_by_unfolding = False
 
     @staticmethod
     def _factors(matrix: Array) -> tuple[Array, Array]:

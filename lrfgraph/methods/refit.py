@@ -13,7 +13,7 @@ import numpy as np
 from lrfgraph.layers.pieces import Piece, compose
 from lrfgraph.layers.spec import Array, LayerSpec
 
-__all__ = ["balance", "gradients", "refit"]
+__all__ = ["equal_norms", "gradients", "refit"]
 
 RIDGE = 1e-9
 """Keeps the last piece finite where the others are nearly dependent; relative to the mean diagonal."""
@@ -50,7 +50,7 @@ def refit(
         return [_as_kernel(layer, np.stack([_solve(a, b) for a, b in zip(g, c, strict=True)]))]
     if _is_matrix_pair(layer, pieces):
         return _reduced_rank(pieces, g, c)
-    return _descend(layer, pieces, balance(start), g, c, steps)
+    return _descend(layer, pieces, equal_norms(start), g, c, steps)
 
 
 def _is_matrix_pair(layer: LayerSpec, pieces: Sequence[Piece]) -> bool:
@@ -68,8 +68,8 @@ def _reduced_rank(pieces: Sequence[Piece], g: Array, c: Array) -> list[Array]:
     free = np.stack([_solve(a, b) for a, b in zip(g, c, strict=True)])
     _, vectors = np.linalg.eigh(free.swapaxes(1, 2) @ g @ free)
     leading = vectors[:, :, ::-1][:, :, :rank]
-    made = [(free @ leading).reshape(pieces[0].shape), leading.swapaxes(1, 2).reshape(pieces[1].shape)]
-    return balance(made)
+    chain = [(free @ leading).reshape(pieces[0].shape), leading.swapaxes(1, 2).reshape(pieces[1].shape)]
+    return equal_norms(chain)
 
 
 def _solve(a: Array, b: Array) -> Array:
@@ -113,7 +113,7 @@ def _descend(
 
     options = {"maxiter": steps, "maxcor": 20, "ftol": 1e-12, "gtol": 1e-10}
     flat = np.concatenate([w.ravel() for w in free])
-    return balance(chain(minimize(objective, flat, jac=True, method="L-BFGS-B", options=options).x)[0])
+    return equal_norms(chain(minimize(objective, flat, jac=True, method="L-BFGS-B", options=options).x)[0])
 
 
 def _last_is_matrix(layer: LayerSpec, pieces: Sequence[Piece]) -> bool:
@@ -129,10 +129,10 @@ def _best_last(
     """Least squares for the last piece, given the others; with the matrix W of the whole chain and G·W."""
     rows = compose(pieces[:-1], weights).reshape(layer.groups, layer.width, -1)
     spread = g @ rows
-    gram, wanted = rows.swapaxes(1, 2) @ spread, rows.swapaxes(1, 2) @ c
+    gram, response = rows.swapaxes(1, 2) @ spread, rows.swapaxes(1, 2) @ c
     size = gram.shape[-1]
     gram += RIDGE * np.trace(gram, axis1=1, axis2=2)[:, None, None] / size * np.eye(size)
-    last = np.stack([_solve(a, b) for a, b in zip(gram, wanted, strict=True)])
+    last = np.stack([_solve(a, b) for a, b in zip(gram, response, strict=True)])
     return last, rows @ last, spread @ last
 
 
@@ -144,15 +144,15 @@ def gradients(layer: LayerSpec, pieces: Sequence[Piece], weights: Sequence[Array
     for piece, weight in zip(pieces[1:-1], weights[1:-1], strict=True):
         partial.append(partial[-1] * weight[..., None, :] if piece.form == "channelwise" else partial[-1] @ weight)
     flow = _as_kernel(layer, slope)
-    found: list[Array] = []
+    slopes: list[Array] = []
     for piece, weight, before in zip(pieces[:0:-1], weights[:0:-1], partial[::-1], strict=True):
         if piece.form == "channelwise":
-            found.append(_fold((before * flow).sum(-2), weight.shape))
+            slopes.append(_fold((before * flow).sum(-2), weight.shape))
             flow = _fold(flow * weight[..., None, :], before.shape)
         else:
-            found.append(_fold(before.swapaxes(-1, -2) @ flow, weight.shape))
+            slopes.append(_fold(before.swapaxes(-1, -2) @ flow, weight.shape))
             flow = _fold(flow @ weight.swapaxes(-1, -2), before.shape)
-    return [flow, *found[::-1]]
+    return [flow, *slopes[::-1]]
 
 
 def _as_kernel(layer: LayerSpec, matrix: Array) -> Array:
@@ -178,26 +178,26 @@ def _core_gradients(cores: Sequence[Array], slope: Array) -> list[Array]:
     whole = letters[:d] + letters[:d].upper()
     bonds = "tuvwxyz"
     terms = [f"{bonds[k]}{letters[k]}{letters[k].upper()}{bonds[k + 1]}" for k in range(d)]
-    found = []
+    slopes = []
     for k in range(d):
         others = [terms[j] for j in range(d) if j != k]
-        found.append(
+        slopes.append(
             np.einsum(
-                ",".join([whole, *others]) + "->" + _kept(terms[k], k, d),
+                ",".join([whole, *others]) + "->" + _inner_bonds(terms[k], k, d),
                 tensor,
                 *(c for j, c in enumerate(cores) if j != k),
                 optimize=True,
             )
         )
-    return [f.reshape(core.shape) for f, core in zip(found, cores, strict=True)]
+    return [s.reshape(core.shape) for s, core in zip(slopes, cores, strict=True)]
 
 
-def _kept(term: str, k: int, d: int) -> str:
+def _inner_bonds(term: str, k: int, d: int) -> str:
     # The outer bonds have extent 1 and appear in one core alone: they are dropped and put back by a reshape.
     return term[1 if k == 0 else 0 : len(term) - (1 if k == d - 1 else 0)]
 
 
-def balance(weights: Sequence[Array]) -> list[Array]:
+def equal_norms(weights: Sequence[Array]) -> list[Array]:
     """Scale the pieces to equal Frobenius norms without changing their product."""
     norms = np.array([np.linalg.norm(w) for w in weights])
     if not np.all(norms > 0):

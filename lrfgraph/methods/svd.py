@@ -25,10 +25,11 @@ class Svd:
     version = 1
     nests = True
     whitens = "row"
+    ranks_by_unfolding = True
 
     def reason(self, layer: LayerSpec) -> str:
-        if layer.family == "depthwise":
-            return "depthwise layers mix no channels"
+        if not layer.family.mixes_channels:
+            return f"{layer.family.name} layers mix no channels"
         return "" if layer.positions == 1 else "kernel has more than one position, use svd_channel"
 
     def prepare(self, layer: LayerSpec, kernel: Array) -> Arrays:
@@ -50,10 +51,10 @@ class Svd:
     def factorize(self, layer: LayerSpec, prepared: Arrays, rank: Rank) -> tuple[Array, ...]:
         (r,) = rank
         first, last = prepared["first"][..., :r], prepared["last"][:, :r]
-        kept = first.shape[-1]
+        columns = first.shape[-1]
         weights = (
-            first.reshape(layer.groups, *layer.spatial, layer.inputs, kept),
-            last.reshape(layer.groups, *layer.spatial, kept, layer.outputs),
+            first.reshape(layer.groups, *layer.spatial, layer.inputs, columns),
+            last.reshape(layer.groups, *layer.spatial, columns, layer.outputs),
         )
         return finish(self, layer, rank, weights)
 

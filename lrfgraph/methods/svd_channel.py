@@ -23,10 +23,11 @@ class SvdChannel:
     version = 1
     nests = True
     whitens = "row"
+    ranks_by_unfolding = False
 
     def reason(self, layer: LayerSpec) -> str:
-        if layer.family not in ("convolution", "transposed"):
-            return f"{layer.family} layers have no spatial kernel that mixes channels"
+        if not layer.family.convolves_channels:
+            return f"{layer.family.name} layers have no spatial kernel that mixes channels"
         return "" if layer.positions > 1 else "kernel has one position, use svd or qr"
 
     def prepare(self, layer: LayerSpec, kernel: Array) -> Arrays:
@@ -49,11 +50,11 @@ class SvdChannel:
     def factorize(self, layer: LayerSpec, prepared: Arrays, rank: Rank) -> tuple[Array, ...]:
         (r,) = rank
         first, last = prepared["first"][..., :r], prepared["last"][:, :r]
-        kept = first.shape[-1]
+        columns = first.shape[-1]
         ones = (1,) * len(layer.spatial)
         weights = (
-            first.reshape(layer.groups, *layer.spatial, layer.inputs, kept),
-            last.reshape(layer.groups, *ones, kept, layer.outputs),
+            first.reshape(layer.groups, *layer.spatial, layer.inputs, columns),
+            last.reshape(layer.groups, *ones, columns, layer.outputs),
         )
         return finish(self, layer, rank, weights)
 

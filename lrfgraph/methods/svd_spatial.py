@@ -15,7 +15,6 @@ from lrfgraph.methods.grid import single_ranks
 __all__ = ["SvdSpatial"]
 
 _WRONG_AXES = {
-    0: "dense layers have no spatial axes",
     1: "a 1-D kernel has no second spatial axis",
     3: "not defined for 3-D kernels",
 }
@@ -32,10 +31,11 @@ class SvdSpatial:
     version = 1
     nests = True
     whitens = "channel"
+    ranks_by_unfolding = False
 
     def reason(self, layer: LayerSpec) -> str:
-        if layer.family not in ("convolution", "transposed", "depthwise"):
-            return f"{layer.family} layers have no spatial kernel to separate"
+        if not layer.family.spatial_kernel:
+            return f"{layer.family.name} layers have no spatial kernel to separate"
         if len(layer.spatial) != 2:
             return _WRONG_AXES[len(layer.spatial)]
         if layer.positions == 1:
@@ -75,7 +75,7 @@ class SvdSpatial:
 
     @staticmethod
     def _highest(layer: LayerSpec) -> int:
-        return 1 if layer.family == "depthwise" else _full(layer)
+        return _full(layer) if layer.family.mixes_channels else 1
 
 
 def _full(layer: LayerSpec) -> int:

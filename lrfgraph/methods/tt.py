@@ -31,10 +31,11 @@ class Tt:
     version = 1
     nests = False
     whitens = "channel"
+    ranks_by_unfolding = False
 
     def reason(self, layer: LayerSpec) -> str:
-        if layer.family not in ("convolution", "transposed"):
-            return f"{layer.family} layers have no spatial kernel that mixes channels"
+        if not layer.family.convolves_channels:
+            return f"{layer.family.name} layers have no spatial kernel that mixes channels"
         if layer.positions == 1:
             return "kernel has one position, use svd or qr"
         return _WRONG_AXES.get(len(layer.spatial), "")
@@ -71,9 +72,9 @@ class Tt:
         )
 
     def factorize(self, layer: LayerSpec, prepared: Arrays, rank: Rank) -> tuple[Array, ...]:
-        kept = tuple(min(r, most) for r, most in zip(rank, self.full_rank(layer), strict=True))
-        first, last = prepared["inputs"][..., : kept[0]], transpose(prepared["outputs"][..., : kept[-1]])
-        core = np.moveaxis(prepared["core"][..., : kept[0], : kept[-1]], 2, 1)
+        bonds = tuple(min(r, most) for r, most in zip(rank, self.full_rank(layer), strict=True))
+        first, last = prepared["inputs"][..., : bonds[0]], transpose(prepared["outputs"][..., : bonds[-1]])
+        core = np.moveaxis(prepared["core"][..., : bonds[0], : bonds[-1]], 2, 1)
         groups, before, positions, after = core.shape
         ones = (1,) * len(layer.spatial)
         weights = [first.reshape(groups, *ones, *first.shape[1:])]
@@ -82,7 +83,7 @@ class Tt:
             rest = rest.reshape(groups, before * size, prod(layer.spatial[axis + 1 :]) * after)
             link: Array = rest
             if axis + 1 < len(layer.spatial):
-                link = _leading(rest, kept[axis + 1])
+                link = _leading(rest, bonds[axis + 1])
                 rest = transpose(link) @ rest
             spatial_first = np.moveaxis(link.reshape(groups, before, size, -1), 1, 2)
             weights.append(spatial_first.reshape(groups, *_along(ones, axis, size), before, -1))

@@ -32,9 +32,10 @@ class Ttm:
     version = 1
     nests = False
     whitens = "none"
+    ranks_by_unfolding = False
 
     def reason(self, layer: LayerSpec) -> str:
-        return "" if layer.family == "dense" else "defined for dense layers alone"
+        return "" if "core" in layer.family.forms else "defined for dense layers alone"
 
     def prepare(self, layer: LayerSpec, kernel: Array) -> Arrays:
         matrix = kernel[0].astype(np.float64)
@@ -59,9 +60,9 @@ class Ttm:
         """For each share take two or three cores, whichever loses less; both losses are exact."""
         chosen: list[Rank] = []
         for budget in budgets(layer, shares):
-            found = [*self._two(layer, prepared, budget), *self._three(layer, prepared, budget)]
-            if found:
-                chosen.append(min(found)[1])
+            options = [*self._two(layer, prepared, budget), *self._three(layer, prepared, budget)]
+            if options:
+                chosen.append(min(options)[1])
         return worthwhile(self, layer, chosen)
 
     def _two(self, layer: LayerSpec, prepared: Arrays, budget: int) -> list[tuple[float, Rank]]:

@@ -26,10 +26,11 @@ class Tucker:
     version = 1
     nests = True
     whitens = "channel"
+    ranks_by_unfolding = True
 
     def reason(self, layer: LayerSpec) -> str:
-        if layer.family not in ("convolution", "transposed"):
-            return f"{layer.family} layers have no spatial kernel that mixes channels"
+        if not layer.family.convolves_channels:
+            return f"{layer.family.name} layers have no spatial kernel that mixes channels"
         return "" if layer.positions > 1 else "kernel has one position, use svd or qr"
 
     def prepare(self, layer: LayerSpec, kernel: Array) -> Arrays:

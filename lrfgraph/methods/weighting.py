@@ -149,9 +149,9 @@ def _channel_moments(layer: LayerSpec, second: Array) -> Array:
 
 def _apply_rows(left: Array, first: Array) -> Array:
     """Multiply the first piece from the left, along its inputs or along its whole rows."""
-    groups, rows, kept = left.shape
+    groups, rows, columns = left.shape
     inputs, rank = first.shape[-2:]
     if rows == inputs:
-        return left.reshape(groups, *(1,) * (first.ndim - 3), rows, kept) @ first[..., :kept, :]
+        return left.reshape(groups, *(1,) * (first.ndim - 3), rows, columns) @ first[..., :columns, :]
     flat = first.reshape(groups, -1, rank)
-    return (left @ flat[:, :kept]).reshape(first.shape)
+    return (left @ flat[:, :columns]).reshape(first.shape)

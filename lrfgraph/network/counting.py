@@ -6,8 +6,9 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
+from lrfgraph.layers.kinds import KINDS_BY_CLASS, Family
 from lrfgraph.layers.pieces import Cost
-from lrfgraph.network.graph import Call, Program, flatten, run
+from lrfgraph.network.graph import Call, Graph, flatten, run
 
 __all__ = ["ASSUMED_SIZE", "count", "operation_macs", "static_shapes"]
 
@@ -17,65 +18,56 @@ ASSUMED_SIZE = 64  # of a spatial axis whose length the model leaves open
 
 def count(model: Any, image_shape: Shape | None = None) -> Cost:
     """Count all parameters of a model and the MACs of one input: convolutions, dense and einsum layers."""
-    program = flatten(model)
-    shapes = static_shapes(program, model, image_shape)
-    macs = sum(operation_macs(c, shapes[c.inputs[0]], shapes[c.outputs[0]]) for c in program.calls if c.inputs)
+    graph = flatten(model)
+    shapes = static_shapes(graph, model, image_shape)
+    macs = sum(operation_macs(c, shapes[c.inputs[0]], shapes[c.outputs[0]]) for c in graph.calls if c.inputs)
     return Cost(int(model.count_params()), macs)
 
 
-def static_shapes(program: Program, model: Any, image_shape: Shape | None = None) -> dict[int, Shape]:
+def static_shapes(graph: Graph, model: Any, image_shape: Shape | None = None) -> dict[int, Shape]:
     """Return the shape of every slot for one input, batch axis first and 1, open axes filled in.
 
     An open axis takes its length from `image_shape` (without the batch axis), else `ASSUMED_SIZE`.
     """
     import keras
 
-    given = (1, *(image_shape or ()))
+    known = (1, *(image_shape or ()))
     values = {}
-    for slot, tensor in zip(program.inputs, model.inputs, strict=True):
+    for slot, tensor in zip(graph.inputs, model.inputs, strict=True):
         shape = tuple(
-            size or (given[axis] if axis < len(given) else ASSUMED_SIZE) for axis, size in enumerate(tensor.shape)
+            size or (known[axis] if axis < len(known) else ASSUMED_SIZE) for axis, size in enumerate(tensor.shape)
         )
         values[slot] = keras.KerasTensor((1, *shape[1:]), dtype=tensor.dtype)
 
     def spec(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        made = call.operation.compute_output_spec(*args, **kwargs)
-        if any(None in tensor.shape for tensor in keras.tree.flatten(made)):
+        outputs = call.operation.compute_output_spec(*args, **kwargs)
+        if any(None in tensor.shape for tensor in keras.tree.flatten(outputs)):
             # a layer may repeat an open axis of its configuration although its input is known: trace the call
-            made = keras.Operation.compute_output_spec(call.operation, *args, **kwargs)
-        return made
+            outputs = keras.Operation.compute_output_spec(call.operation, *args, **kwargs)
+        return outputs
 
-    return {slot: tuple(tensor.shape) for slot, tensor in run(program, values, spec).items()}
+    return {slot: tuple(tensor.shape) for slot, tensor in run(graph, values, spec).items()}
 
 
 def operation_macs(call: Call, before: Shape, after: Shape) -> int:
     """Count one call from its layer's weights and the shapes around it; 0 for what multiplies no kernel."""
-    counter = _COUNTERS.get(type(call.operation).__name__)
+    class_name = type(call.operation).__name__
+    if class_name in KINDS_BY_CLASS:
+        return _kernel_macs(KINDS_BY_CLASS[class_name].family, call.operation, before, after)
+    counter = _COUNTERS.get(class_name)
     return counter(call.operation, before, after) if counter else 0
 
 
-def _positions(layer: Any, shape: Shape) -> int:
-    return prod(shape[2:] if layer.data_format == "channels_first" else shape[1:-1])
+def _kernel_macs(family: Family, layer: Any, before: Shape, after: Shape) -> int:
+    """Count a layer that applies its kernels once at every position."""
+    shape = before if family.positions == "inputs" else after
+    positions = shape[2:] if getattr(layer, "data_format", "") == "channels_first" else shape[1:-1]
+    kernels = [getattr(layer, name) for name in (family.kernel, family.depthwise) if name]
+    return prod(positions) * sum(_size(kernel) for kernel in kernels)
 
 
 def _size(kernel: Any) -> int:
     return int(prod(kernel.shape))
-
-
-def _convolution(layer: Any, before: Shape, after: Shape) -> int:
-    return _size(layer.kernel) * _positions(layer, after)
-
-
-def _transposed(layer: Any, before: Shape, after: Shape) -> int:
-    return _size(layer.kernel) * _positions(layer, before)
-
-
-def _separable(layer: Any, before: Shape, after: Shape) -> int:
-    return (_size(layer.depthwise_kernel) + _size(layer.pointwise_kernel)) * _positions(layer, after)
-
-
-def _dense(layer: Any, before: Shape, after: Shape) -> int:
-    return prod(before[1:-1]) * _size(layer.kernel)
 
 
 def _einsum(layer: Any, before: Shape, after: Shape) -> int:
@@ -89,10 +81,4 @@ def _einsum(layer: Any, before: Shape, after: Shape) -> int:
     return prod(free) * _size(layer.kernel)
 
 
-_COUNTERS: dict[str, Callable[[Any, Shape, Shape], int]] = {
-    **dict.fromkeys(("Conv1D", "Conv2D", "Conv3D", "DepthwiseConv1D", "DepthwiseConv2D"), _convolution),
-    **dict.fromkeys(("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"), _transposed),
-    **dict.fromkeys(("SeparableConv1D", "SeparableConv2D"), _separable),
-    "Dense": _dense,
-    "EinsumDense": _einsum,
-}
+_COUNTERS: dict[str, Callable[[Any, Shape, Shape], int]] = {"EinsumDense": _einsum}

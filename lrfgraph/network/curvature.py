@@ -1,4 +1,4 @@
-"""How much the network's output minds an error in a layer's output (METHODS §5.9, after K-FAC).
+"""The Fisher factor of each layer's output gradient (METHODS §5.9, after K-FAC): how much an error there matters.
 
 One backward pass over the calibration images gives H = E[g gᵀ] for all layers at once, g being the gradient of
 −log p(ŷ) with respect to the layer's linear output and ŷ drawn from the network's own prediction: no labels.
@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from lrfgraph.layers.spec import Array, LayerSpec
-from lrfgraph.network.graph import Call, Program, flatten, run
+from lrfgraph.network.graph import Call, Graph, flatten, run
+from lrfgraph.network.heads import Head
+from lrfgraph.network.operations import linear_output
 
 __all__ = ["curvature"]
 
@@ -29,7 +31,7 @@ def curvature(
     model: Any,
     layers: Sequence[LayerSpec],
     images: Array,
-    output: str,
+    head: Head,
     seed: int = 0,
     batch: int = 64,
     softness: float = SOFTNESS,
@@ -37,35 +39,37 @@ def curvature(
 ) -> list[Array]:
     """Return H, (groups, outputs, outputs) float64, for every layer: summed over positions, mean over images.
 
-    output : ``probabilities``, ``logits`` or ``values``.  softness : see `SOFTNESS`; 0 draws from the predictions
-    as they are.
+    softness : see `SOFTNESS`; 0 draws from the predictions as they are.
     """
     import tensorflow as tf
 
-    program = flatten(model)
+    graph = flatten(model)
     index = {layer.name: i for i, layer in enumerate(layers)}
 
+    last = _last(graph)
+    has_open_end = head.link == _activation_name(last.operation)
+
     def answer(x: Any, seen: Callable[[int, Any], None]) -> Any:
-        """The output (of a classifier: its logits, which a softmax at the end would saturate)."""
+        """The network's answers; of choices the logits, which an activation at the end would saturate."""
 
         def handler(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            last = output == "probabilities" and call.outputs[0] == program.outputs[0]
-            open_end = last and _is_softmax(call.operation)
+            open_end = has_open_end and call.index == last.index
             if call.path not in index and not open_end:
                 return call.operation(*args, **kwargs)
             if call.path not in index and not hasattr(call.operation, "activation"):
-                return args[0]  # a layer that is a softmax and nothing else
+                return args[0]  # a layer that is an activation and nothing else
             linear, finish = linear_output(call.operation, args, kwargs)
             if call.path in index:
                 seen(index[call.path], linear)
             return linear if open_end else finish(linear)
 
-        return run(program, {program.inputs[0]: x}, handler)[program.outputs[0]]
+        outputs = run(graph, {graph.inputs[0]: x}, handler)[graph.outputs[0]]
+        return head.of_tensor(outputs, logits=has_open_end)
 
-    logits = output == "logits" or (output == "probabilities" and _is_softmax(_last(program).operation))
-    kind = "logits" if logits else output
     first = np.asarray(answer(images[:MOST_ANSWERS], lambda number, linear: None))
-    temperature = _temperature(first, softness) if logits and first.shape[-1] > 1 else 1.0
+    tempered = head.answers.chosen and (has_open_end or head.link == "identity")
+    temperature = _temperature(first, softness) if tempered else 1.0
+    numbers = head.answers.draw(first.shape)[1:]
 
     @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
     def gradients(x: Any, draw: Any) -> Any:
@@ -76,11 +80,11 @@ def curvature(
             outputs.append((number, linear))
 
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            y = answer(x, seen)
-            loss = temperature * _loss(y / temperature if logits else y, draw, kind)
-        found = tape.gradient(loss, [z for _, z in outputs], unconnected_gradients="zero")
+            answers = answer(x, seen)
+            loss = temperature * head.answers.surprise(answers / temperature if tempered else answers, draw)
+        slopes = tape.gradient(loss, [z for _, z in outputs], unconnected_gradients="zero")
         totals: list[Any] = [0.0] * len(layers)
-        for (i, _), g in zip(outputs, found, strict=True):
+        for (i, _), g in zip(outputs, slopes, strict=True):
             totals[i] += _second_moment(layers[i], g)
         return totals
 
@@ -88,7 +92,7 @@ def curvature(
     sums: list[Array] = [np.zeros((layer.groups, layer.outputs, layer.outputs)) for layer in layers]
     for start in range(0, len(images), batch):
         x = images[start : start + batch]
-        draw = rng.random((len(x), *model.output_shape[1:]) if output == "values" else len(x)).astype(np.float32)
+        draw = rng.random((len(x), *numbers)).astype(np.float32)
         for number, part in enumerate(gradients(x, draw)):
             sums[number] += np.asarray(part, dtype=np.float64)
         if progress:
@@ -96,13 +100,12 @@ def curvature(
     return [total / len(images) / _spread(layer) for layer, total in zip(layers, sums, strict=True)]
 
 
-def _last(program: Program) -> Call:
-    return next(call for call in program.calls if program.outputs[0] in call.outputs)
+def _last(graph: Graph) -> Call:
+    return next(call for call in graph.calls if graph.outputs[0] in call.outputs)
 
 
-def _is_softmax(operation: Any) -> bool:
-    name = getattr(getattr(operation, "activation", None), "__name__", type(operation).__name__.lower())
-    return bool(name == "softmax")
+def _activation_name(operation: Any) -> str:
+    return str(getattr(getattr(operation, "activation", None), "__name__", type(operation).__name__.lower()))
 
 
 def _temperature(logits: Array, softness: float) -> float:
@@ -120,44 +123,15 @@ def _temperature(logits: Array, softness: float) -> float:
     return high if softness > 0 and high > 1.001 else 1.0
 
 
-def linear_output(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
-    """Call a layer without its fused activation; return its linear output and what finishes the call."""
-    import keras
-
-    if not hasattr(operation, "activation"):
-        return operation(*args, **kwargs), keras.activations.linear
-    # a twin with the same variables: the layer itself may be running in another thread, and keeps its activation
-    twin = object.__new__(type(operation))
-    vars(twin).update(vars(operation) | {"activation": keras.activations.linear})
-    return twin(*args, **kwargs), operation.activation
-
-
-def _loss(y: Any, draw: Any, output: str) -> Any:
-    import tensorflow as tf
-
-    if output == "values":
-        signs = tf.where(draw < 0.5, -1.0, 1.0)
-        power = tf.reduce_mean(tf.reduce_sum(tf.reshape(y * y, (tf.shape(y)[0], -1)), 1))
-        return tf.reduce_sum(signs * y) / tf.sqrt(0.5 * tf.stop_gradient(power))
-    logits = tf.math.log(y + 1e-12) if output == "probabilities" else y
-    if y.shape[-1] == 1:
-        p = y if output == "probabilities" else tf.sigmoid(y)
-        one = tf.reshape(draw, tf.shape(p)) < tf.stop_gradient(p)
-        return -tf.reduce_sum(tf.math.log(tf.where(one, p, 1 - p) + 1e-12))
-    probabilities = tf.stop_gradient(tf.nn.softmax(logits))
-    chosen = tf.argmax(tf.cumsum(probabilities, -1) >= tf.reshape(draw, (-1, *[1] * (len(y.shape) - 1))), -1)
-    return tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(chosen, logits))
-
-
 def _second_moment(layer: LayerSpec, g: Any) -> Any:
     import tensorflow as tf
 
-    if layer.data_format == "channels_first" and layer.family != "dense":
+    if layer.data_format == "channels_first":
         g = tf.experimental.numpy.moveaxis(g, 1, -1)
     flat = tf.reshape(g, (-1, layer.groups, layer.outputs))
     return tf.einsum("ngo,ngp->gop", flat, flat)
 
 
 def _spread(layer: LayerSpec) -> float:
-    """A transposed convolution scatters each input over prod(strides) as many outputs as there are inputs."""
-    return float(prod(layer.strides)) if layer.family == "transposed" else 1.0
+    """Return how many outputs there are for each input, where a layer scatters its inputs."""
+    return float(prod(layer.strides)) if layer.family.scatters else 1.0

@@ -6,7 +6,6 @@ every layer downstream of it and of no other.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,20 +13,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lrfgraph.engine.nodes import digest
 from lrfgraph.errors import ModelError
+from lrfgraph.layers.kinds import KINDS_BY_CLASS as KINDS
+from lrfgraph.layers.kinds import LayerKind
 from lrfgraph.layers.pieces import layer_cost
-from lrfgraph.layers.spec import LAYER_KINDS, LayerKind, LayerSpec, canonical
+from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.network.counting import Shape, operation_macs, static_shapes
-from lrfgraph.network.graph import Call, Program, Slot, flatten
-from lrfgraph.network.opening.archive import digest, one_line
+from lrfgraph.network.digests import arguments, signature, slot_digests
+from lrfgraph.network.graph import Call, Graph, flatten
+from lrfgraph.network.heads import propose
+from lrfgraph.network.opening.archive import one_line
+from lrfgraph.network.operations import depthwise_variable, fold_batchnorm, kernel_variable, only_reader
 
 __all__ = ["Description", "describe"]
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
-KINDS = {kind.keras_class: kind for kind in LAYER_KINDS.values()}
-KERNELS = {"depthwise": "kernel", "separable": "pointwise_kernel"}
-IGNORED = ("_initializer", "_regularizer", "_constraint")  # of a configuration: nothing that acts in inference
 REASONS = {
     "EinsumDense": "EinsumDense is kept: its kernel has no fixed order of axes",
     "TimeDistributed": "TimeDistributed is kept: the layer inside it is not opened",
@@ -49,14 +51,14 @@ ACTIVATION_CLASSES = {  # layers and operations that are an activation and nothi
 
 @dataclass(frozen=True)
 class Description:
-    """What `describe` found.
+    """A network as plain data.
 
     layers : one per distinct layer, in program order.
     arrays : of layer number n: ``layers/n/kernel`` (canonical), ``bias``, ``scale`` and ``shift`` (BatchNorm folded:
         scale = γ/√(σ²+ε), shift = (bias−μ)·scale+β) and ``depthwise`` (of a separable convolution), float32.
-    structure : the graph as JSON: ``calls`` (index, path, class, inputs, outputs), ``inputs`` and ``outputs`` (slots),
-        ``shapes`` (by slot, one input), ``output`` (``probabilities``, ``logits`` or ``values``) and ``task``
-        (``classification`` or ``regression``).
+    structure : as JSON: ``inputs`` and ``outputs`` (slots), ``shapes`` (by slot, one input), ``activation`` (the last
+        one of the first output), ``head`` (what the graph alone says about what the output means, a row of HEADS) and
+        ``signature`` (digest of names and configurations that a rebuilt model carries on).
     digest : of the whole network.
     """
 
@@ -70,17 +72,11 @@ class Description:
 class _View:
     """What every layer's description is read from."""
 
-    program: Program
+    program: Graph
     shapes: dict[int, Shape]
     assumed: bool
     digests: dict[int, str] = field(default_factory=dict)
     calls_of: dict[int, list[Call]] = field(default_factory=dict)
-    readers: dict[int, list[Call]] = field(default_factory=dict)
-
-    def only_reader(self, slot: int) -> Call | None:
-        """The call that alone reads `slot`, or nothing where several do or it leaves the network."""
-        readers = self.readers.get(slot, [])
-        return readers[0] if len(readers) == 1 and slot not in self.program.outputs else None
 
 
 def describe(model: Any, image_shape: Shape | None = None) -> Description:
@@ -98,75 +94,15 @@ def describe(model: Any, image_shape: Shape | None = None) -> Description:
     view = _View(program, shapes, is_open and image_shape is None)
     for call in program.calls:
         view.calls_of.setdefault(id(call.operation), []).append(call)
-        for slot in call.inputs:
-            view.readers.setdefault(slot, []).append(call)
-    own = {key: _operation_digest(calls[0].operation) for key, calls in view.calls_of.items()}
-    _digest_slots(view, model, own)
+    view.digests.update(slot_digests(program, model))
     layers, arrays = [], {}
     for number, calls in enumerate(view.calls_of.values()):
-        spec, found = _describe_layer(view, calls)
+        spec, own_arrays = _describe_layer(view, calls)
         layers.append(spec)
-        arrays.update({f"layers/{number}/{name}": value for name, value in found.items()})
+        arrays.update({f"layers/{number}/{name}": value for name, value in own_arrays.items()})
     outputs = [view.digests[slot] for slot in program.outputs]
-    return Description(layers, arrays, _structure(view), digest(["network", outputs]))
-
-
-# digests ----------------------------------------------------------------------------------------------------------
-
-
-def _digest_slots(view: _View, model: Any, own: dict[int, str]) -> None:
-    for position, (slot, tensor) in enumerate(zip(view.program.inputs, model.inputs, strict=True)):
-        view.digests[slot] = digest(["input", position, list(tensor.shape), str(tensor.dtype)])
-    for call in view.program.calls:
-        made = digest([own[id(call.operation)], _arguments(view, call)])
-        view.digests.update({slot: digest([made, place]) for place, slot in enumerate(call.outputs)})
-
-
-def _arguments(view: _View, call: Call) -> Any:
-    """What a call is called with: digests in place of tensors."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Slot):
-            return {"slot": view.digests[value.index]}
-        if isinstance(value, dict):
-            return {str(key): plain(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(item) for item in value]
-        return _jsonable(value)
-
-    return plain([call.args, call.kwargs])
-
-
-def _jsonable(value: Any) -> Any:
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return digest(np.asarray(value))
-    return value if value is None or isinstance(value, bool | int | float | str) else type(value).__name__
-
-
-def _operation_digest(operation: Any) -> str:
-    """Digest of a layer's class, configuration without names, and weights."""
-    import keras
-
-    try:
-        config = keras.saving.serialize_keras_object(operation)["config"]
-    except (NotImplementedError, TypeError, ValueError):  # custom objects inside that nobody registered with Keras
-        config = operation.get_config()
-    weights = [digest(np.asarray(weight)) for weight in getattr(operation, "weights", ())]
-    plain = json.loads(json.dumps(_without_names(config), default=_jsonable))
-    return digest([type(operation).__name__, plain, weights])
-
-
-def _without_names(config: Any) -> Any:
-    """Drop from a layer's configuration, and from those of layers inside it, what does not act in inference."""
-    if not isinstance(config, dict):
-        return config
-    kept = {}
-    for key, value in config.items():
-        if key in {"name", "trainable", "build_config", "seed", "shared_object_id"} or key.endswith(IGNORED):
-            continue
-        inner = isinstance(value, dict) and isinstance(value.get("config"), dict) and "DTypePolicy" not in str(value)
-        kept[key] = {"class_name": value["class_name"], "config": _without_names(value["config"])} if inner else value
-    return kept
+    structure = _structure(view) | {"signature": signature(model, program)}
+    return Description(layers, arrays, structure, digest(["network", outputs]))
 
 
 # layers -----------------------------------------------------------------------------------------------------------
@@ -182,7 +118,7 @@ def _describe_layer(view: _View, calls: list[Call]) -> tuple[LayerSpec, Arrays]:
         name=path,
         class_name=class_name,
         parameters=int(operation.count_params()) if hasattr(operation, "count_params") else 0,
-        upstream=digest(["upstream", [_arguments(view, call) for call in calls]]),
+        upstream=digest(["upstream", [arguments(call, view.digests) for call in calls]]),
         extra={"assumed_size": True} if view.assumed else {},
     )
     first = getattr(operation, "data_format", None) == "channels_first"
@@ -218,29 +154,33 @@ def _describe_kernel(view: _View, calls: list[Call], kind: LayerKind, spec: Laye
     import keras
 
     operation = calls[0].operation
-    kernel = np.asarray(getattr(operation, KERNELS.get(kind.family, "kernel")), dtype=np.float32)
-    arrays = {"kernel": np.ascontiguousarray(canonical(kind.family, kernel, getattr(operation, "groups", 1)))}
-    if kind.family == "separable":
-        arrays["depthwise"] = np.asarray(operation.depthwise_kernel, dtype=np.float32)
+    kernel = np.asarray(kernel_variable(operation), dtype=np.float32)
+    kernel = kind.family.order.canonical(kernel, getattr(operation, "groups", 1))
+    arrays = {"kernel": np.ascontiguousarray(kernel)}
+    depthwise = depthwise_variable(operation)
+    if depthwise is not None:
+        arrays["depthwise"] = np.asarray(depthwise, dtype=np.float32)
+    rows_of = None if depthwise is None else digest(arrays["depthwise"])
     bias = getattr(operation, "bias", None) if operation.use_bias else None
     if bias is not None:
         arrays["bias"] = np.asarray(bias, dtype=np.float32)
     activation = _function_name(keras.activations.serialize(operation.activation))
     norm = _batchnorm_after(view, calls) if activation == "linear" else None
     if norm is not None:
-        arrays["scale"], arrays["shift"] = _folded(norm.operation, arrays.get("bias"))
+        folded = fold_batchnorm(norm.operation, arrays.get("bias"))
+        arrays["scale"], arrays["shift"] = (each.astype(np.float32) for each in folded)
     tail = activation if activation != "linear" else _tail_after(view, norm or calls[0], len(calls))
-    depthwise = arrays.get("depthwise")
     spec = replace(
         spec,
         kind=kind.name,
         kernel=arrays["kernel"].shape,
-        depthwise=() if depthwise is None else depthwise.shape,
+        depthwise=() if depthwise is None else tuple(depthwise.shape),
         bias=bias is not None,
         activation=activation,
         batchnorm=norm.path if norm is not None else "",
         tail=tail,
         identity=digest([[name, digest(arrays[name])] for name in sorted(arrays)]),
+        upstream=digest(["rows", spec.upstream, str(getattr(operation, "data_format", "")), rows_of]),
         **_geometry(operation, kind.spatial),
     )
     return replace(spec, macs=layer_cost(spec).macs), arrays
@@ -273,7 +213,7 @@ def _batchnorm_after(view: _View, calls: list[Call]) -> Call | None:
     if len(calls) != 1:
         return None
     slot = calls[0].outputs[0]
-    reader = view.only_reader(slot)
+    reader = only_reader(view.program, slot)
     if reader is None or type(reader.operation).__name__ != "BatchNormalization" or reader.kwargs.get("training"):
         return None
     if len(view.calls_of[id(reader.operation)]) != 1:
@@ -283,18 +223,9 @@ def _batchnorm_after(view: _View, calls: list[Call]) -> Call | None:
     return reader if reader.operation.axis % rank == (1 if first else rank - 1) else None
 
 
-def _folded(norm: Any, bias: Array | None) -> tuple[Array, Array]:
-    mean, variance = (np.asarray(v, dtype=np.float64) for v in (norm.moving_mean, norm.moving_variance))
-    gamma = np.asarray(norm.gamma, dtype=np.float64) if norm.scale else 1.0
-    beta = np.asarray(norm.beta, dtype=np.float64) if norm.center else 0.0
-    scale = gamma / np.sqrt(variance + norm.epsilon)
-    shift = ((0.0 if bias is None else bias) - mean) * scale + beta
-    return scale.astype(np.float32), shift.astype(np.float32)
-
-
 def _tail_after(view: _View, call: Call, times: int) -> str:
     """The activation that alone reads a call's output, ``linear`` where there is none or it has no name."""
-    reader = view.only_reader(call.outputs[0]) if times == 1 else None
+    reader = only_reader(view.program, call.outputs[0]) if times == 1 else None
     return _activation_of(reader.operation) if reader is not None else "linear"
 
 
@@ -341,37 +272,15 @@ _READERS: dict[str, Callable[[Any], str]] = {
 
 def _structure(view: _View) -> dict[str, Any]:
     program = view.program
-    output = _output_kind(view)
+    activation = _last_activation(reversed(program.calls), program.outputs[0])
+    shapes = [view.shapes[slot][1:] for slot in (program.outputs[0], *program.inputs)]
     return {
-        "calls": [
-            {
-                "index": call.index,
-                "path": call.path,
-                "class": type(call.operation).__name__,
-                "inputs": list(call.inputs),
-                "outputs": list(call.outputs),
-            }
-            for call in program.calls
-        ],
         "inputs": list(program.inputs),
         "outputs": list(program.outputs),
         "shapes": {str(slot): list(shape) for slot, shape in view.shapes.items()},
-        "output": output,
-        "task": "regression" if output == "values" else "classification",
+        "activation": activation,
+        "head": propose(activation, shapes[0], shapes[1:]),
     }
-
-
-def _output_kind(view: _View) -> str:
-    """Guess what the first output means: the last activation says it, else its rank."""
-    program, slot = view.program, view.program.outputs[0]
-    shape = view.shapes[slot]
-    activation = _last_activation(reversed(program.calls), slot)
-    looks_like_input = any(view.shapes[i] == shape for i in program.inputs)
-    if activation == "softmax" or (activation == "sigmoid" and len(shape) == 2 and not looks_like_input):
-        return "probabilities"
-    return (
-        "logits" if len(shape) == 2 and shape[1] > 1 and activation == "linear" and not looks_like_input else "values"
-    )
 
 
 def _last_activation(backwards: Iterable[Call], slot: int) -> str:

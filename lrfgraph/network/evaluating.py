@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfgraph.errors import DataError
+from lrfgraph.network.heads import BLOCK, Head
+from lrfgraph.network.measures import standard_error
 
-__all__ = ["compare", "compiled_forward", "gain", "measure", "predict"]
+__all__ = ["compare", "compiled_forward", "gain", "measure", "predict", "pseudo_values"]
 
 Array = NDArray[Any]
 
@@ -31,15 +33,15 @@ def predict(model: Any, x: Any, batch: int = 256) -> Array:
         raise DataError(f"the model has {len(model.outputs)} outputs; only a model of one output can be measured")
     forward, count = compiled_forward(model), len(parts[0])
     batch = model.inputs[0].shape[0] or batch
-    made = []
+    outputs = []
     for start in range(0, count, batch):
         piece = [np.asarray(part[start : start + batch]) for part in parts]
         size = len(piece[0])
         if model.inputs[0].shape[0]:  # a fixed batch takes no remainder
             piece = [np.resize(part, (batch, *part.shape[1:])) for part in piece]
         inputs = keras.tree.pack_sequence_as(x, piece) if isinstance(x, dict | list | tuple) else piece[0]
-        made.append(forward(inputs).numpy()[:size])
-    return np.concatenate(made) if made else np.zeros((0, *model.outputs[0].shape[1:]), np.float32)
+        outputs.append(forward(inputs).numpy()[:size])
+    return np.concatenate(outputs) if outputs else np.zeros((0, *model.outputs[0].shape[1:]), np.float32)
 
 
 def compiled_forward(model: Any) -> Callable[[Any], Any]:
@@ -60,89 +62,59 @@ def compiled_forward(model: Any) -> Callable[[Any], Any]:
     return compiled
 
 
-def measure(outputs: Array, targets: Any, task: str) -> dict[str, float | int]:
-    """Return what is known: ``accuracy`` or ``mse`` with its standard error (``…_se``), and ``n`` images.
+def measure(outputs: Array, targets: Any, head: Head) -> dict[str, float | int]:
+    """Return the head's measures by name, each with its standard error (``…_se``), and ``n``, the number of images.
 
-    outputs : probabilities, logits, or one sigmoid (or logit) per image.  targets : class numbers, one-hot rows,
-    arrays of the outputs' shape, or None; targets that cannot be compared leave ``n`` alone.
+    targets : as `Head.targets` gives them, array-like (n, …); without any, ``n`` stands alone.
     """
     known: dict[str, float | int] = {"n": len(outputs)}
-    if targets is None or len(outputs) == 0:
-        return known
-    if task == "regression":
-        if tuple(targets.shape) != outputs.shape:
-            return known
-        each = np.concatenate(
-            [
-                np.square(outputs[i : i + 512] - np.asarray(targets[i : i + 512], np.float64)).reshape(-1, item).mean(1)
-                for item in [math.prod(outputs.shape[1:])]
-                for i in range(0, len(outputs), 512)
-            ]
-        )
-        return known | {"mse": float(each.mean()), "mse_se": float(each.std() / math.sqrt(len(each)))}
-    one_hot = tuple(targets.shape) == outputs.shape and outputs.shape[-1] > 1
-    if not one_hot and len(targets.shape) != outputs.ndim - 1 and targets.shape != outputs.shape:
-        return known
-    labels = np.asarray(targets[:]).argmax(-1) if one_hot else np.asarray(targets[:]).reshape(outputs.shape[:-1])
-    right = (_classes(outputs) == labels).reshape(len(outputs), -1).mean(1)
-    accuracy = float(right.mean())
-    return known | {"accuracy": accuracy, "accuracy_se": math.sqrt(accuracy * (1 - accuracy) / len(right))}
+    for name in head.measures if targets is not None else ():
+        each = pseudo_values(name, outputs, targets, head)
+        if each is not None:
+            known |= {name: float(each.mean()), f"{name}_se": standard_error(each)}
+    return known
 
 
-def compare(outputs: Array, original: Array, targets: Any, task: str, output: str) -> dict[str, float]:
+def pseudo_values(name: str, outputs: Array, targets: Any, head: Head) -> Array | None:
+    """Return one of the head's measures image by image, (n,), or ``None`` where it is not defined."""
+    one, starts = head.measures[name], range(0, len(outputs), BLOCK)
+    blocks = [one.gather(head.of_array(outputs[i : i + BLOCK]), np.asarray(targets[i : i + BLOCK])) for i in starts]
+    return one.finish(np.concatenate(blocks)) if blocks else None
+
+
+def compare(outputs: Array, original: Array, targets: Any, head: Head) -> dict[str, float]:
     """Return how far a model's outputs are from the original's on the same images.
 
-    output : ``probabilities``, ``logits`` or ``values``.  ``kl`` : mean KL(original ‖ model), or the relative squared
-    error of values.  ``agreement`` : share of equal answers.  ``drop``, ``drop_se`` : accuracy lost and the standard
-    error of the paired difference (McNemar's), much tighter than that of either accuracy and never below that of one
-    image: no difference among few images is no certainty. Only with class labels.
+    ``kl`` : mean KL(original ‖ model), or the relative squared error of values.  ``agreement`` : share of equal
+    choices.  ``drop``, ``drop_se`` : what is lost of the measure that decides and the standard error of the paired
+    difference, much tighter than that of either measure; where answers are right or wrong never below that of one
+    image: no difference among few images is no certainty. Only with targets.
     """
-    if task == "regression" or output == "values":
-        return {"kl": float(np.sum(np.square(outputs - original)) / max(float(np.sum(np.square(original))), 1e-30))}
-    told = {"kl": float(np.mean(_divergence(outputs, original, output)))}
-    ours, theirs = _classes(outputs), _classes(original)
-    told["agreement"] = float(np.mean(ours == theirs))
-    if targets is None:
-        return told
-    values = np.asarray(targets[:])
-    labels = values.argmax(-1) if values.ndim == outputs.ndim and values.shape[-1] > 1 else values.reshape(ours.shape)
-    lost = ((theirs == labels).astype(float) - (ours == labels)).reshape(len(ours), -1).mean(1)
-    return told | {"drop": float(lost.mean()), "drop_se": float(max(lost.std() / math.sqrt(len(lost)), 1 / len(lost)))}
+    each, worth = head.divergences(outputs, original)
+    compared = {"kl": float(np.sum(each)) / max(float(np.sum(worth)), 1e-30)}
+    if not head.answers.chosen:
+        return compared
+    compared["agreement"] = float(np.mean(_choices(outputs, head) == _choices(original, head)))
+    name = next(iter(head.measures))
+    ours, theirs = (None if targets is None else pseudo_values(name, o, targets, head) for o in (outputs, original))
+    if ours is None or theirs is None:
+        return compared
+    lost = theirs - ours
+    noise = float(lost.std() / math.sqrt(len(lost)))
+    least = 1 / len(lost) if np.isin(lost, (-1, 0, 1)).all() else 0.0
+    return compared | {"drop": float(lost.mean()), "drop_se": max(noise, least)}
 
 
-def gain(outputs: Array, rival: Array, original: Array, task: str, output: str) -> tuple[float, float]:
+def gain(outputs: Array, rival: Array, original: Array, head: Head) -> tuple[float, float]:
     """Return by how much a rival's ``kl`` (see `compare`) is lower, and the standard error of that.
 
     The difference is taken image by image: what makes an image hard for both cancels out.
     """
-
-    def each(made: Array) -> Array:
-        if task == "regression" or output == "values":
-            power = max(float(np.sum(np.square(original, dtype=np.float64))), 1e-30) / len(original)
-            return np.asarray(np.square(made - original, dtype=np.float64).reshape(len(made), -1).sum(1) / power)
-        return np.asarray(_divergence(made, original, output).reshape(len(made), -1).mean(1))
-
-    lower = each(outputs) - each(rival)
+    (ours, worth), (its, _) = (head.divergences(each, original) for each in (outputs, rival))
+    lower = (ours - its) / max(float(worth.mean()), 1e-30)
     return float(lower.mean()), float(lower.std() / math.sqrt(len(lower)))
 
 
-def _divergence(outputs: Array, original: Array, output: str) -> Array:
-    """KL(original ‖ outputs) of every single answer."""
-    p, q = (_log_probabilities(each.astype(np.float64), output) for each in (original, outputs))
-    return np.asarray(np.sum(np.exp(p) * (p - q), axis=-1))
-
-
-def _log_probabilities(outputs: Array, output: str) -> Array:
-    if outputs.shape[-1] == 1:  # one sigmoid: two classes
-        one = outputs if output == "probabilities" else 1.0 / (1.0 + np.exp(-outputs))
-        outputs, output = np.concatenate([1.0 - one, one], axis=-1), "probabilities"
-    logits = np.log(np.maximum(outputs, 1e-12)) if output == "probabilities" else outputs
-    top = logits.max(-1, keepdims=True)
-    return np.asarray(logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True)))
-
-
-def _classes(outputs: Array) -> Array:
-    if outputs.shape[-1] > 1:
-        return np.asarray(outputs.argmax(-1))
-    threshold = 0.5 if outputs.min() >= 0 and outputs.max() <= 1 else 0.0
-    return np.asarray(outputs[..., 0] > threshold)
+def _choices(outputs: Array, head: Head) -> Array:
+    blocks = [head.of_array(outputs[i : i + BLOCK]).argmax(-1) for i in range(0, len(outputs), BLOCK)]
+    return np.concatenate(blocks)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Call", "Handler", "Program", "Slot", "flatten", "input_structure", "run"]
+__all__ = ["Call", "Graph", "Handler", "Slot", "flatten", "input_structure", "run"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Program:
+class Graph:
     """Calls in an order in which they can run; slots of the model's inputs and outputs, flat.
 
     shapes : static shape of every slot, batch axis first, ``None`` where unknown.
@@ -59,7 +59,7 @@ class Program:
 Handler = Callable[[Call, tuple[Any, ...], dict[str, Any]], Any]
 
 
-def flatten(model: Any) -> Program:
+def flatten(model: Any) -> Graph:
     """Return the calls of a Functional or Sequential model, those of nested models in their place."""
     import keras
 
@@ -71,8 +71,8 @@ def flatten(model: Any) -> Program:
         shapes[slot.index] = tuple(tensor.shape)
         return slot
 
-    def walk(graph: Any, values: list[Slot], prefix: str) -> list[Slot]:
-        function = graph._functional if isinstance(graph, keras.Sequential) else graph
+    def walk(model: Any, values: list[Slot], prefix: str) -> list[Slot]:
+        function = model._functional if isinstance(model, keras.Sequential) else model
         known = {id(tensor): slot for tensor, slot in zip(function._inputs, values, strict=True)}
         for depth in sorted(function._nodes_by_depth, reverse=True):
             for node in function._nodes_by_depth[depth]:
@@ -92,7 +92,7 @@ def flatten(model: Any) -> Program:
 
     inputs = [new_slot(x) for x in model.inputs]
     outputs = walk(model, inputs, "")
-    return Program(tuple(calls), tuple(s.index for s in inputs), tuple(s.index for s in outputs), shapes)
+    return Graph(tuple(calls), tuple(s.index for s in inputs), tuple(s.index for s in outputs), shapes)
 
 
 def input_structure(model: Any) -> Any:
@@ -108,7 +108,7 @@ def _is_graph(operation: Any) -> bool:
 
 
 def run(
-    program: Program,
+    graph: Graph,
     values: dict[int, Any],
     handler: Handler | None = None,
     calls: Iterable[Call] | None = None,
@@ -120,10 +120,10 @@ def run(
     """
     import keras
 
-    for call in program.calls if calls is None else calls:
+    for call in graph.calls if calls is None else calls:
         args, kwargs = keras.tree.map_structure(
             lambda x: values[x.index] if isinstance(x, Slot) else x, (call.args, call.kwargs)
         )
-        made = handler(call, args, kwargs) if handler else call.operation(*args, **kwargs)
-        values.update(zip(call.outputs, keras.tree.flatten(made), strict=True))
+        outputs = handler(call, args, kwargs) if handler else call.operation(*args, **kwargs)
+        values.update(zip(call.outputs, keras.tree.flatten(outputs), strict=True))
     return values

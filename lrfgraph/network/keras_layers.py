@@ -1,21 +1,20 @@
-"""A chain of pieces turned into Keras layers: the one place where families and forms meet Keras classes."""
+"""A chain of pieces turned into Keras layers: the builders that the table of layer kinds names."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 import numpy as np
 
 from lrfgraph.errors import LayerError
+from lrfgraph.layers.kinds import KINDS_BY_CLASS, PER_CHANNEL, PLAIN, Array, LayerKind
 from lrfgraph.layers.pieces import Piece
-from lrfgraph.layers.spec import LAYER_KINDS, Array, LayerKind, native
 
-__all__ = ["Chain", "Made", "make_layers"]
+__all__ = ["Chain", "Replacement", "make_layers"]
 
-KINDS = {kind.keras_class: kind for kind in LAYER_KINDS.values()}
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -34,7 +33,7 @@ class Chain:
 
 
 @dataclass(frozen=True)
-class Made:
+class Replacement:
     """Keras layers that stand in for one, and the weights they get once they are built."""
 
     layers: tuple[Any, ...]
@@ -45,7 +44,7 @@ class Made:
 class _Link:
     """One piece about to become a Keras layer.
 
-    common : name, dtype, trainable, bias and activation.  shape : of the layer's input, batch axis first.
+    common : name, dtype, trainable, bias and activation.  first : whether it begins the chain.
     """
 
     layer: Any
@@ -70,15 +69,12 @@ class _Link:
         }
 
 
-Builder = Callable[[_Link], tuple[Any, list[Array]]]
-
-
-def make_layers(layer: Any, chain: Chain, shape: tuple[int | None, ...], names: set[str]) -> Made:
+def make_layers(layer: Any, chain: Chain, shape: tuple[int | None, ...], names: set[str]) -> Replacement:
     """Return the Keras layers of a chain in place of `layer`, whose input has `shape` (batch axis first).
 
     New names are added to `names`.  Raises LayerError where the chain does not fit the layer.
     """
-    kind = KINDS.get(type(layer).__name__)
+    kind = KINDS_BY_CLASS.get(type(layer).__name__)
     if kind is None:
         raise LayerError(f"{layer.name}: {type(layer).__name__} cannot be replaced; keep it")
     if len(chain.pieces) != len(chain.weights) or any(
@@ -86,30 +82,36 @@ def make_layers(layer: Any, chain: Chain, shape: tuple[int | None, ...], names: 
     ):
         shapes = [weight.shape for weight in chain.weights]
         raise LayerError(f"{layer.name}: {chain.method} declares {[p.shape for p in chain.pieces]}, received {shapes}")
+    refused = [piece.form for piece in chain.pieces if piece.form not in kind.family.forms]
+    if refused:
+        raise LayerError(
+            f"{layer.name}: {chain.method} has a {refused[0]} piece, which no {kind.family.name} layer can be"
+        )
     bias = chain.bias
     if bias is None and layer.use_bias:
         bias = np.asarray(layer.bias)
-    if chain.pieces[0].form == "core":
-        return _make_cores(layer, chain, bias, shape, names)
-    made, weights = [], []
+    build = _CHAIN_BUILDERS.get(kind.family.forms[chain.pieces[0].form], _one_layer_a_piece)
+    return build(layer, kind, replace(chain, bias=bias), shape, names)
+
+
+def _one_layer_a_piece(
+    layer: Any, kind: LayerKind, chain: Chain, shape: tuple[int | None, ...], names: set[str]
+) -> Replacement:
+    layers, weights = [], []
     for index, (piece, weight) in enumerate(zip(chain.pieces, chain.weights, strict=True)):
-        last = index + 1 == len(chain.pieces)
+        bias = chain.bias if index + 1 == len(chain.pieces) else None
         common = {
             "name": _new_name(layer, chain.method, index + 1, names),
             "dtype": layer.dtype_policy,
             "trainable": layer.trainable,
-            "use_bias": last and bias is not None,
-            "activation": layer.activation if last else None,
+            "use_bias": bias is not None,
+            "activation": layer.activation if index + 1 == len(chain.pieces) else None,
         }
-        build = _BUILDERS.get((kind.family, piece.form))
-        if build is None:
-            raise LayerError(
-                f"{layer.name}: {chain.method} has a {piece.form} piece, which no {kind.family} layer can be"
-            )
+        build = _BUILDERS[kind.family.forms[piece.form]]
         keras_layer, values = build(_Link(layer, kind, piece, weight, common, index == 0))
-        made.append(keras_layer)
-        weights.append(values + ([np.asarray(bias).reshape(-1)] if last and bias is not None else []))
-    return Made(tuple(made), tuple(weights))
+        layers.append(keras_layer)
+        weights.append(values + ([] if bias is None else [np.asarray(bias).reshape(-1)]))
+    return Replacement(tuple(layers), tuple(weights))
 
 
 def _new_name(layer: Any, method: str, number: int, names: set[str]) -> str:
@@ -128,8 +130,8 @@ def _convolution(link: _Link) -> tuple[Any, list[Array]]:
     if groups > 1 and inputs == 1 and _depthwise_can(link):
         cls = getattr(keras.layers, f"DepthwiseConv{link.kind.spatial}D")
         layer = cls(link.piece.shape[1:-2], depth_multiplier=link.piece.shape[-1], **link.geometry, **link.common)
-        return layer, [native("depthwise", link.weight)]
-    kernel = native("convolution", link.weight)
+        return layer, [PER_CHANNEL.native(link.weight)]
+    kernel = PLAIN.native(link.weight)
     cls = getattr(keras.layers, f"Conv{link.kind.spatial}D")
     layer = cls(kernel.shape[-1], link.piece.shape[1:-2], groups=groups, **link.geometry, **link.common)
     return layer, [kernel]
@@ -161,7 +163,7 @@ def _transposed(link: _Link) -> tuple[Any, list[Array]]:
 
     if not link.piece.axes:
         return _convolution(link)
-    kernel = native("transposed", link.weight)
+    kernel = link.kind.family.order.native(link.weight)
     padding = getattr(link.layer, "output_padding", None)
     cls = getattr(keras.layers, f"Conv{link.kind.spatial}DTranspose")
     if padding is not None:
@@ -176,8 +178,8 @@ def _separable(link: _Link) -> tuple[Any, list[Array]]:
 
     if not link.first:
         return _convolution(link)
-    layer, kernel = link.layer, native("separable", link.weight)
-    made = getattr(keras.layers, f"SeparableConv{link.kind.spatial}D")(
+    layer, kernel = link.layer, link.kind.family.order.native(link.weight)
+    replacement = getattr(keras.layers, f"SeparableConv{link.kind.spatial}D")(
         kernel.shape[-1],
         layer.kernel_size,
         strides=layer.strides,
@@ -187,31 +189,22 @@ def _separable(link: _Link) -> tuple[Any, list[Array]]:
         depth_multiplier=layer.depth_multiplier,
         **link.common,
     )
-    return made, [np.asarray(layer.depthwise_kernel), kernel]
+    return replacement, [np.asarray(layer.depthwise_kernel), kernel]
 
 
 def _dense(link: _Link) -> tuple[Any, list[Array]]:
     import keras
 
-    kernel = native("dense", link.weight)
+    kernel = link.kind.family.order.native(link.weight)
     return keras.layers.Dense(kernel.shape[-1], **link.common), [kernel]
 
 
-_BUILDERS: dict[tuple[str, str], Builder] = {
-    ("convolution", "mix"): _convolution,
-    ("convolution", "channelwise"): _channelwise,
-    ("depthwise", "mix"): _convolution,
-    ("depthwise", "channelwise"): _channelwise,
-    ("transposed", "mix"): _transposed,
-    ("separable", "mix"): _separable,
-    ("dense", "mix"): _dense,
-}
-
-
-def _make_cores(layer: Any, chain: Chain, bias: Array | None, shape: tuple[int | None, ...], names: set[str]) -> Made:
+def _tt_matrix(
+    layer: Any, kind: LayerKind, chain: Chain, shape: tuple[int | None, ...], names: set[str]
+) -> Replacement:
     """Reshape, one EinsumDense a core, reshape: a TT-matrix (Novikov et al., 2015) in place of a dense layer.
 
-    After core k the axes are the outputs made so far, the rank, the inputs still to come.
+    After core k the axes are the outputs of the cores so far, the rank, the inputs of those to come.
     """
     import keras
 
@@ -223,11 +216,11 @@ def _make_cores(layer: Any, chain: Chain, bias: Array | None, shape: tuple[int |
     outputs = [piece.shape[2] for piece in chain.pieces]
     width, units = int(layer.kernel.shape[0]), int(layer.units)
     common = {"dtype": layer.dtype_policy, "trainable": layer.trainable}
-    made: list[Any] = []
+    layers: list[Any] = []
     weights: list[list[Array]] = []
 
     def add(cls: Any, *args: Any, values: Sequence[Array] = (), **kwargs: Any) -> None:
-        made.append(cls(*args, name=_new_name(layer, chain.method, len(made) + 1, names), **common, **kwargs))
+        layers.append(cls(*args, name=_new_name(layer, chain.method, len(layers) + 1, names), **common, **kwargs))
         weights.append(list(values))
 
     if prod(inputs) != width:  # a prime size was padded with zeros
@@ -244,17 +237,17 @@ def _make_cores(layer: Any, chain: Chain, bias: Array | None, shape: tuple[int |
         source = batch + free + outs[:k] + before + ins[k:]
         target = batch + free + outs[: k + 1] + after + ins[k + 1 :]
         sizes = (*extra, *outputs[: k + 1], *((chain.pieces[k].shape[3],) if after else ()), *inputs[k + 1 :])
-        kernel = weight.reshape([n for n, kept in zip(weight.shape, (before, True, True, after), strict=True) if kept])
+        kernel = weight.reshape([n for n, used in zip(weight.shape, (before, True, True, after), strict=True) if used])
         values = [kernel]
-        biased = k == last and bias is not None
-        if bias is not None and biased:
+        bias = chain.bias if k == last else None
+        if bias is not None:
             padded = np.concatenate([np.asarray(bias).reshape(-1), np.zeros(prod(outputs) - units)]).astype(np.float32)
             values.append(padded.reshape(outputs))
         add(
             keras.layers.EinsumDense,
             f"{source},{before}{ins[k]}{outs[k]}{after}->{target}",
             sizes,
-            bias_axes=outs if biased else None,
+            bias_axes=None if bias is None else outs,
             values=values,
         )
     if prod(outputs) != units:
@@ -263,4 +256,20 @@ def _make_cores(layer: Any, chain: Chain, bias: Array | None, shape: tuple[int |
     add(keras.layers.Reshape, (*open_extra, units))
     if keras.activations.serialize(layer.activation) != "linear":
         add(keras.layers.Activation, layer.activation)
-    return Made(tuple(made), tuple(weights))
+    return Replacement(tuple(layers), tuple(weights))
+
+
+Builder = Callable[[_Link], tuple[Any, list[Array]]]
+ChainBuilder = Callable[[Any, LayerKind, Chain, tuple[int | None, ...], set[str]], Replacement]
+
+_BUILDERS: dict[str, Builder] = {
+    "convolution": _convolution,
+    "channelwise": _channelwise,
+    "transposed": _transposed,
+    "separable": _separable,
+    "dense": _dense,
+}
+"""Keras layer and weights of one piece, by the name that the table of kinds gives."""
+
+_CHAIN_BUILDERS: dict[str, ChainBuilder] = {"tt_matrix": _tt_matrix}
+"""The same for forms whose pieces are built together."""

@@ -1,6 +1,6 @@
 """Probes: what the whole network's output says to one layer replaced by one candidate (METHODS §5.2).
 
-One walk serves all probes: at a probed layer the original's live values are at hand, and only the calls from there
+One pass serves all probes: at a probed layer the original's live values are at hand, and only the calls from there
 on run again, once per candidate. No labels.
 """
 
@@ -15,9 +15,9 @@ import numpy as np
 
 from lrfgraph.layers.pieces import Piece, native_kernel
 from lrfgraph.layers.spec import Array, LayerSpec
-from lrfgraph.network.evaluating import compare
-from lrfgraph.network.graph import Program, flatten, run
-from lrfgraph.network.repair.streams import kernel_variable
+from lrfgraph.network.graph import Graph, flatten, run
+from lrfgraph.network.heads import Head
+from lrfgraph.network.operations import kernel_variable
 
 __all__ = ["Probe", "probe"]
 
@@ -43,43 +43,40 @@ def probe(
     model: Any,
     probes: Sequence[Probe],
     images: Array,
-    output: str,
+    head: Head,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[float]:
-    """Return each probe's mean KL(original ‖ replaced), or relative squared error where the output is ``values``.
+    """Return each probe's mean KL(original ‖ replaced), or the relative squared error of values.
 
-    images : (n, …).  output : ``probabilities``, ``logits`` or ``values``.  A layer that is called several times is
-    replaced everywhere.
+    images : (n, …).  A layer that is called several times is replaced everywhere.
     """
-    walk = _Walk(flatten(model))
+    forward = _Forward(flatten(model))
     at: dict[int, list[int]] = {}
     for number, one in enumerate(probes):
-        at.setdefault(walk.first(one.layer.name), []).append(number)
+        at.setdefault(forward.first(one.layer.name), []).append(number)
     kernels = [native_kernel(one.layer, one.pieces, one.weights) for one in probes]
-    size = walk.chunk(np.asarray(images[:1]), max(at))
-    total, weight = np.zeros(len(probes)), 0.0
+    size = forward.chunk(np.asarray(images[:1]), max(at))
+    distance, power = np.zeros(len(probes)), 0.0
     for start in range(0, len(images), size):
         chunk = np.asarray(images[start : start + size])
-        live, position = {walk.program.inputs[0]: chunk}, 0
-        original = walk.outputs(live, 0)
-        heft = float(np.sum(np.square(original, dtype=np.float64))) if output == "values" else float(len(chunk))
-        weight += heft
+        live, position = {forward.program.inputs[0]: chunk}, 0
+        original = forward.outputs(live, 0)
+        power += float(np.sum(head.answers.worth(head.of_array(original))))
         for index in sorted(at):
-            live, position = walk.advance(live, position, index), index
-            with walk.restored(index) as variable:
+            live, position = forward.advance(live, position, index), index
+            with forward.restored(index) as variable:
                 for number in at[index]:
                     variable.assign(kernels[number])
-                    told = compare(walk.outputs(live, index), original, None, "", output)
-                    total[number] += heft * told["kl"]
+                    distance[number] += float(np.sum(head.divergences(forward.outputs(live, index), original)[0]))
         if progress:
             progress(min(start + size, len(images)), len(images), "images")
-    return [float(each) for each in np.maximum(total / max(weight, 1e-30), 0.0)]
+    return [float(each) for each in np.maximum(distance / max(power, 1e-30), 0.0)]
 
 
-class _Walk:
+class _Forward:
     """Runs parts of a network, keeping only values that are still read."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Graph) -> None:
         self.program, self.uses = program, program.last_use()
 
     def first(self, path: str) -> int:
@@ -98,12 +95,12 @@ class _Walk:
 
     def outputs(self, live: Values, index: int) -> Array:
         """Return the network's outputs from the values that are alive at the call `index`, batch by batch."""
-        made = []
+        outputs = []
         for start in range(0, len(next(iter(live.values()))), BATCH):
             values = {slot: value[start : start + BATCH] for slot, value in live.items()}
             end = self.advance(values, index, len(self.program.calls))[self.program.outputs[0]]
-            made.append(np.asarray(end).astype(np.float32))
-        return np.concatenate(made)
+            outputs.append(np.asarray(end).astype(np.float32))
+        return np.concatenate(outputs)
 
     @contextmanager
     def restored(self, index: int) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Calibration images in, sampled rows and moments of every asked layer out, in one pass over the network."""
+"""Sampled rows and second moments of the inputs of every layer asked for, in one pass over the calibration images."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import numpy as np
 
 from lrfgraph.layers.rows import Sampler, add_moments, cut
 from lrfgraph.layers.spec import Array, LayerSpec
-from lrfgraph.network.graph import Call, Program, flatten, run
+from lrfgraph.network.graph import Call, Graph, flatten, run
+from lrfgraph.network.operations import layer_input
 
-__all__ = ["Recording", "layer_input", "record"]
+__all__ = ["Recording", "record"]
 
 BATCH_BYTES = 128 * 1024**2
 
@@ -40,11 +41,11 @@ def record(
     """Stream `images` (n, …), preprocessed, through `model` once and sample every layer of `layers`."""
     import tensorflow as tf
 
-    program = flatten(model)
-    wanted = {layer.name: index for index, layer in enumerate(layers)}
-    calls = _needed(program, wanted)
+    graph = flatten(model)
+    numbers = {layer.name: index for index, layer in enumerate(layers)}
+    calls = _needed(graph, numbers)
     samplers = [Sampler(layer, len(images), rows, moment_rows, max_rows_bytes, seed) for layer in layers]
-    kept: list[list[Array]] = [[] for _ in layers]
+    stored_rows: list[list[Array]] = [[] for _ in layers]
     totals = [
         _empty_moments(layer) if _enough(layer, sampler) else None
         for layer, sampler in zip(layers, samplers, strict=True)
@@ -53,25 +54,25 @@ def record(
 
     @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
     def inputs_of(batch: Any) -> list[Any]:
-        seen: list[Any] = []
+        recorded: list[Any] = []
 
         def handler(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if call.path in wanted:
-                seen.append(layer_input(call.operation, layers[wanted[call.path]], args[0]))
+            if call.path in numbers:
+                recorded.append(layer_input(call.operation, layers[numbers[call.path]], args[0]))
             return call.operation(*args, **kwargs)
 
-        run(program, {program.inputs[0]: batch}, handler, calls)
-        return seen
+        run(graph, {graph.inputs[0]: batch}, handler, calls)
+        return recorded
 
-    order = _call_order(calls, wanted)
-    size = _batch_size(program, images)
+    order = _call_order(calls, numbers)
+    size = _batch_size(graph, images)
     for start in range(0, len(images), size):
         stop = min(start + size, len(images))
         for (index, call), x in zip(order, inputs_of(images[start:stop]), strict=True):
             layer = layers[index]
             image, position, stored = samplers[index].batch(call, start, stop)
             cuts = cut(layer, x.numpy(), image, position)
-            kept[index].append(cuts[stored])
+            stored_rows[index].append(cuts[stored])
             total = totals[index]
             if total is not None:
                 add_moments(total, layer, cuts)
@@ -79,44 +80,26 @@ def record(
         if progress:
             progress(stop, len(images), "images")
     return [
-        Recording(np.concatenate(kept[i]), None if total is None else total / counts[i], counts[i])
+        Recording(np.concatenate(stored_rows[i]), None if total is None else total / counts[i], counts[i])
         for i, total in enumerate(totals)
     ]
 
 
-def layer_input(operation: Any, layer: LayerSpec, x: Any) -> Any:
-    """Return a layer's input as rows are cut from it: channels last, a separable one's after its depthwise part."""
-    import keras
-
-    if layer.family == "separable":
-        x = keras.ops.depthwise_conv(
-            x,
-            operation.depthwise_kernel,
-            strides=operation.strides,
-            padding=operation.padding,
-            data_format=operation.data_format,
-            dilation_rate=operation.dilation_rate,
-        )
-    if layer.data_format == "channels_first" and layer.family != "dense":
-        x = keras.ops.moveaxis(x, 1, -1)
-    return x
+def _needed(graph: Graph, numbers: dict[str, int]) -> list[Call]:
+    """Return the calls up to the last recorded one: what comes after it need not run."""
+    last = max(call.index for call in graph.calls if call.path in numbers)
+    return [call for call in graph.calls if call.index <= last]
 
 
-def _needed(program: Program, wanted: dict[str, int]) -> list[Call]:
-    """Calls up to the last wanted one: what comes after it need not run."""
-    last = max(call.index for call in program.calls if call.path in wanted)
-    return [call for call in program.calls if call.index <= last]
-
-
-def _call_order(calls: Sequence[Call], wanted: dict[str, int]) -> list[tuple[int, int]]:
-    """(layer, how manyeth call of it) in the order in which the calls run."""
-    seen: dict[int, int] = {}
+def _call_order(calls: Sequence[Call], numbers: dict[str, int]) -> list[tuple[int, int]]:
+    """(layer, which of its calls) in the order in which the calls run."""
+    calls_before: dict[int, int] = {}
     order = []
     for call in calls:
-        if call.path in wanted:
-            index = wanted[call.path]
-            order.append((index, seen.get(index, 0)))
-            seen[index] = seen.get(index, 0) + 1
+        if call.path in numbers:
+            index = numbers[call.path]
+            order.append((index, calls_before.get(index, 0)))
+            calls_before[index] = calls_before.get(index, 0) + 1
     return order
 
 
@@ -128,7 +111,7 @@ def _empty_moments(layer: LayerSpec) -> Array:
     return np.zeros((layer.groups, layer.width + 1, layer.width + 1))
 
 
-def _batch_size(program: Program, images: Array) -> int:
+def _batch_size(graph: Graph, images: Array) -> int:
     """As many images as keep the recorded inputs of one batch within `BATCH_BYTES`."""
-    per_image = sum(4 * int(np.prod([n or 64 for n in shape[1:]])) for shape in program.shapes.values())
+    per_image = sum(4 * int(np.prod([n or 64 for n in shape[1:]])) for shape in graph.shapes.values())
     return int(np.clip(BATCH_BYTES // max(per_image, 1), 1, 256))

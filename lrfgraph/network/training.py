@@ -9,6 +9,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,43 +19,62 @@ from numpy.typing import NDArray
 from lrfgraph.errors import DataError
 from lrfgraph.images.sources import channel_axis
 from lrfgraph.network.evaluating import compiled_forward, measure, predict
-from lrfgraph.network.heads import FORMS, form_of
+from lrfgraph.network.heads import Head, own_targets
 from lrfgraph.options.recipe import FinetuneOptions
 
-__all__ = ["History", "finetune", "measure", "predict"]
+__all__ = ["History", "Split", "finetune"]
 
 Array = NDArray[Any]
 History = list[dict[str, Any]]
 Progress = Callable[[int, int, str], None]
 
 CHECKPOINT = "finetune.npz"
-LARGEST_ANSWERS = 1 << 28  # bytes of the teacher's answers that are kept; beyond, it is asked anew each step
+LARGEST_OUTPUTS = 1 << 28  # bytes of the teacher's outputs that are kept; beyond, it is asked anew each step
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images, array-like (n, …), and the targets that a head gives of them, or ``None``."""
+
+    x: Any
+    y: Any = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a training goes: its options, what the output means, where its state is kept, whom it tells of progress."""
+
+    options: FinetuneOptions
+    head: Head
+    scratch: Path
+    progress: Progress
 
 
 def finetune(
     student: Any,
     teacher: Any,
-    x: Any,
-    y: Array | None,
-    x_val: Any,
-    y_val: Array | None,
+    training: Split,
+    validation: Split,
     options: FinetuneOptions | Mapping[str, Any],
-    task: str,
+    head: Head,
     scratch: Path,
     progress: Progress = lambda done, total, message: None,
 ) -> tuple[Any, History]:
     """Train the whole student once and return it, with its best epoch's weights, and one entry per epoch.
 
-    Loss: α·KL(teacher‖student at temperature T)·T² + (1 − α)·cross-entropy, or the same of mean squared errors for
-    a regression; without labels α = 1. The epoch with the best validation accuracy (then loss) is kept, the state
-    before training included. After each epoch all state goes to `scratch`; called again with the same arguments
-    and folder, it goes on there.
+    Loss: α·KL(teacher‖student at temperature T)·T² + (1 − α)·cross-entropy, or the same of mean squared errors of
+    values; without labels α = 1. The epoch that is best by the head's first measure on validation (then by loss) is
+    kept, the state before training included. After each epoch all state goes to `scratch`; called again with the same
+    arguments and folder, it goes on there.
     """
     options = FinetuneOptions(**options) if isinstance(options, Mapping) else options
     if options.epochs == 0:
         return student, []
     with _all_trainable(student):
-        return student, _Run(student, teacher, (x, y), (x_val, y_val), options, task, scratch, progress).train()
+        return student, _Run(student, teacher, training, validation, Course(options, head, scratch, progress)).train()
 
 
 @contextmanager
@@ -73,29 +93,27 @@ def _all_trainable(model: Any) -> Iterator[None]:
 class _Run:
     """The state of one training: models, optimizer, best weights, history."""
 
-    def __init__(
-        self, student: Any, teacher: Any, training: tuple[Any, Any], validation: tuple[Any, Any],
-        options: FinetuneOptions, task: str, scratch: Path, progress: Progress,
-    ) -> None:  # fmt: skip
+    def __init__(self, student: Any, teacher: Any, training: Split, validation: Split, course: Course) -> None:
         import keras
 
-        (x, y), (x_val, y_val) = training, validation
-        self.student, self.teacher, self.x, self.x_val = student, teacher, x, x_val
-        self.options, self.task, self.scratch, self.progress = options, task, scratch, progress
+        self.student, self.teacher, self.head = student, teacher, course.head
+        self.options, self.scratch, self.progress = course.options, course.scratch, course.progress
+        options, shape = self.options, tuple(student.outputs[0].shape[1:])
+        self.training, self.validation = (
+            replace(split, y=own_targets(self.head, split.x, split.y, shape)) for split in (training, validation)
+        )
+        x = training.x
         self.batch = min(options.batch, len(x))
         self.steps = len(x) // self.batch  # a short last batch would unsettle BatchNorm; the order changes each epoch
         if options.crop >= max(min(_spatial(x.shape).values(), default=options.crop + 1), 1):
             raise DataError(f"[finetune] crop {options.crop} is too large for images of shape {x.shape[1:]}")
-        own = task == "regression" and tuple(student.outputs[0].shape[1:]) == tuple(x.shape[1:])
-        self.y = y if y is not None or not own else x
-        self.y_val = y_val if y_val is not None or not own else x_val
-        self.labels = options.labels and self.y is not None and options.alpha < 1
-        self.answers_val = predict(teacher, x_val)
-        self.form = form_of(self.answers_val, task)
+        self.labels = options.labels and self.training.y is not None and options.alpha < 1
+        self.teacher_validation = predict(teacher, validation.x)
         self.augments = options.crop > 0 or options.flip
-        size = 4 * len(x) * math.prod(self.answers_val.shape[1:])
-        self.answers = None if self.augments or size > LARGEST_ANSWERS else predict(teacher, x)
-        self.optimizer = keras.optimizers.Adam(options.learning_rate)
+        size = 4 * len(x) * math.prod(self.teacher_validation.shape[1:])
+        self.teacher_outputs = None if self.augments or size > LARGEST_OUTPUTS else predict(teacher, x)
+        self.optimizer = keras.optimizers.AdamW(options.learning_rate, options.weight_decay)
+        self.optimizer.exclude_from_weight_decay(_factors(student, teacher))
         self.optimizer.build(student.trainable_variables)
         self.step = self._compiled_step()
         self.history: History = []
@@ -128,12 +146,12 @@ class _Run:
 
     def _epoch(self, epoch: int) -> float:
         random = np.random.default_rng([self.options.seed, epoch])
-        order = random.permutation(len(self.x))
-        axes = len(_spatial(self.x.shape))
+        order = random.permutation(len(self.training))
+        axes = len(_spatial(self.training.x.shape))
         losses = []
         for step in range(self.steps):
             chosen = np.sort(order[step * self.batch : (step + 1) * self.batch])
-            images = np.asarray(self.x[chosen], np.float32)
+            images = np.asarray(self.training.x[chosen], np.float32)
             labels = self._labels(chosen, images)
             if self.augments:
                 shifts = random.integers(-self.options.crop, self.options.crop + 1, (len(chosen), axes))
@@ -141,10 +159,13 @@ class _Run:
                 images = moved(images, shifts, mirrored)
                 if labels.ndim == images.ndim:
                     labels = moved(labels, shifts, mirrored)
-            answers = compiled_forward(self.teacher)(images) if self.answers is None else self.answers[chosen]
+            if self.teacher_outputs is None:
+                teacher_outputs = compiled_forward(self.teacher)(images)
+            else:
+                teacher_outputs = self.teacher_outputs[chosen]
             done = epoch * self.steps + step
             self.optimizer.learning_rate.assign(self._rate(done))
-            losses.append(self.step(images, answers, labels))
+            losses.append(self.step(images, teacher_outputs, labels))
             if step % 10 == 0:
                 self._tell(done)
         return float(np.mean([float(loss) for loss in losses]))
@@ -152,12 +173,10 @@ class _Run:
     def _labels(self, chosen: Array, images: Array) -> Array:
         if not self.labels:
             return np.zeros(len(chosen), np.float32)
-        if self.y is self.x:
-            return images
-        assert self.y is not None
-        return np.asarray(self.y[chosen])
+        return images if self.training.y is self.training.x else np.asarray(self.training.y[chosen])
 
     def _rate(self, done: int) -> float:
+        """A cosine from the learning rate to 0, in float64: Keras' CosineDecay rounds every second rate otherwise."""
         return 0.5 * self.options.learning_rate * (1 + math.cos(math.pi * done / (self.options.epochs * self.steps)))
 
     def _tell(self, done: int) -> None:
@@ -171,56 +190,50 @@ class _Run:
     def _compiled_step(self) -> Callable[[Any, Any, Any], Any]:
         import tensorflow as tf
 
-        student, optimizer, decay = self.student, self.optimizer, self.options.weight_decay
-        # A kernel that the original has too, by its layer's name and its shape, is no factor.
-        original = {(*v.path.split("/")[-2:], tuple(v.shape)) for v in self.teacher.variables}
+        student, optimizer = self.student, self.optimizer
         variables = student.trainable_variables
-        kernels = [v for v in variables if v.name == "kernel"]
-        decayed = [v for v in kernels if (*v.path.split("/")[-2:], tuple(v.shape)) in original]
 
         @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
-        def step(images: Any, answers: Any, labels: Any) -> Any:
+        def step(images: Any, teacher_outputs: Any, labels: Any) -> Any:
             with tf.GradientTape() as tape:
                 outputs = tf.nest.flatten(student(images, training=True))[0]
-                loss = self._loss(outputs, answers, labels)
+                loss = self._loss(outputs, teacher_outputs, labels)
             gradients = tape.gradient(loss, [v.value for v in variables], unconnected_gradients="zero")
             optimizer.apply(gradients, variables)
-            for variable in decayed if decay else ():
-                variable.assign_sub(optimizer.learning_rate * decay * variable)
             return loss
 
         compiled: Callable[[Any, Any, Any], Any] = step
         return compiled
 
-    def _loss(self, outputs: Any, answers: Any, labels: Any) -> Any:
+    def _loss(self, outputs: Any, teacher_outputs: Any, labels: Any) -> Any:
         import tensorflow as tf
 
-        outputs, answers = tf.cast(outputs, tf.float32), tf.cast(answers, tf.float32)
-        form = FORMS[self.form]
-        student = form.logits(outputs)
-        loss = form.compare(form.logits(answers), student, self.options.temperature)
+        student, answers = self.head.of_tensor(outputs), self.head.answers
+        loss = answers.distillation(self.head.of_tensor(teacher_outputs), student, self.options.temperature)
         if not self.labels:
             return loss
         alpha = self.options.alpha
-        return alpha * loss + (1 - alpha) * form.labelled(tf.convert_to_tensor(labels), student)
+        return alpha * loss + (1 - alpha) * answers.labelled(tf.convert_to_tensor(labels), student)
 
     def _score(self) -> tuple[tuple[float, float], dict[str, float]]:
         """Return what epochs are ordered by, and the validation's measures."""
-        outputs = predict(self.student, self.x_val)
+        outputs = predict(self.student, self.validation.x)
         total = 0.0
         for start in range(0, len(outputs), 256):
             part = slice(start, start + 256)
-            labels = np.asarray(self.y_val[part]) if self.y_val is not None else None
-            total += self._validation_loss(outputs[part], self.answers_val[part], labels) * len(outputs[part])
+            labels = np.asarray(self.validation.y[part]) if self.validation.y is not None else None
+            loss = self._validation_loss(outputs[part], self.teacher_validation[part], labels)
+            total += loss * len(outputs[part])
         loss = total / len(outputs)
-        measured = measure(outputs, self.y_val, self.task)
-        said = {name: float(value) for name, value in measured.items() if name in ("accuracy", "mse")}
+        measured = measure(outputs, self.validation.y, self.head)
+        known = {name: float(measured[name]) for name in self.head.measures if name in measured}
         finite = loss if math.isfinite(loss) else math.inf
-        return (said.get("accuracy", 0.0), -finite), {**said, "validation_loss": loss}
+        first = known.get(next(iter(self.head.measures)), 0.0) if self.head.answers.chosen else 0.0
+        return (first, -finite), {**known, "validation_loss": loss}
 
-    def _validation_loss(self, outputs: Array, answers: Array, labels: Array | None) -> float:
+    def _validation_loss(self, outputs: Array, teacher_outputs: Array, labels: Array | None) -> float:
         without, self.labels = self.labels, self.labels and labels is not None
-        loss = float(self._loss(outputs, answers, labels))
+        loss = float(self._loss(outputs, teacher_outputs, labels))
         self.labels = without
         return loss
 
@@ -236,10 +249,10 @@ class _Run:
         arrays = {
             f"{name}/{i}": a for name, group in (groups | {"best": self.best}).items() for i, a in enumerate(group)
         }
-        said = json.dumps({"history": self.history, "score": self.best_score}).encode()
+        state = json.dumps({"history": self.history, "score": self.best_score}).encode()
         temporary = self.scratch / f"{CHECKPOINT}.{os.getpid()}.tmp"
         with temporary.open("wb") as opened:
-            np.savez(opened, allow_pickle=False, said=np.frombuffer(said, np.uint8), **arrays)
+            np.savez(opened, allow_pickle=False, state=np.frombuffer(state, np.uint8), **arrays)
             opened.flush()
             os.fsync(opened.fileno())
         temporary.replace(self.scratch / CHECKPOINT)
@@ -249,7 +262,7 @@ class _Run:
         targets = {"weights": self.student.variables, "optimizer": self.optimizer.variables}
         try:
             with (self.scratch / CHECKPOINT).open("rb") as opened, np.load(opened, allow_pickle=False) as saved:
-                said = json.loads(saved["said"].tobytes())
+                state = json.loads(saved["state"].tobytes())
                 values = {name: [saved[f"{name}/{i}"] for i in range(len(v))] for name, v in targets.items()}
                 best = [saved[f"best/{i}"] for i in range(len(self.best))]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
@@ -259,7 +272,17 @@ class _Run:
             return
         for variable, value in pairs:
             variable.assign(value)
-        self.best, self.history, self.best_score = best, said["history"], tuple(said["score"])
+        self.best, self.history, self.best_score = best, state["history"], tuple(state["score"])
+
+
+def _factors(student: Any, teacher: Any) -> list[Any]:
+    """Return all variables but the kernels that the teacher has too, by their layer's name and their shape."""
+
+    def place(variable: Any) -> tuple[Any, ...]:
+        return (*variable.path.split("/")[-2:], tuple(variable.shape))
+
+    original = {place(variable) for variable in teacher.variables if variable.name == "kernel"}
+    return [variable for variable in student.trainable_variables if place(variable) not in original]
 
 
 def _values(variables: list[Any]) -> list[Array]:

@@ -12,7 +12,7 @@ from typing import Any
 from lrfgraph.errors import OutputError
 from lrfgraph.layers.pieces import layer_cost
 from lrfgraph.layers.similarity import METRICS
-from lrfgraph.run.driver import Outcome
+from lrfgraph.run.state import Compression
 
 __all__ = ["CANDIDATE_COLUMNS", "CONFIGURATION_COLUMNS", "candidates", "configurations", "write_design_space"]
 
@@ -47,75 +47,75 @@ CONFIGURATION_COLUMNS = (
 PICTURE = "design_space.png"
 
 
-def candidates(outcome: Outcome) -> list[dict[str, Any]]:
+def candidates(compression: Compression) -> list[dict[str, Any]]:
     """Return one row per candidate that was scored, layers in network order."""
-    sizes = {layer.name: layer_cost(layer) for layer in outcome.network.layers if layer.kind}
+    sizes = {layer.name: layer_cost(layer) for layer in compression.network.layers if layer.kind}
     order = {name: index for index, name in enumerate(sizes)}
     rows = []
-    for (layer, method, rank), ref in outcome.scores.items():
-        said, whole = outcome.walk.data(ref), sizes[layer]
-        row = {"layer": layer, "method": method, "rank": rank} | {n: said[n] for n in ("parameters", "macs")}
-        row |= {f"{name}_share": said[name] / max(getattr(whole, name), 1) for name in ("parameters", "macs")}
-        row |= said["similarity"] | {name: said[name] for name in ("distortion", "weight_error", "predicted")}
+    for (layer, method, rank), ref in compression.exploration.scores.items():
+        score, whole = compression.driver.data(ref), sizes[layer]
+        row = {"layer": layer, "method": method, "rank": rank} | {n: score[n] for n in ("parameters", "macs")}
+        row |= {f"{name}_share": score[name] / max(getattr(whole, name), 1) for name in ("parameters", "macs")}
+        row |= score["similarity"] | {name: score[name] for name in ("distortion", "weight_error", "predicted")}
         rows.append(row)
     return sorted(rows, key=lambda row: (order[row["layer"]], row["method"], row["parameters"], row["rank"]))
 
 
-def configurations(outcome: Outcome) -> list[dict[str, Any]]:
+def configurations(compression: Compression) -> list[dict[str, Any]]:
     """Return one row per whole network that was measured: the stages of the run and the points of its search."""
-    network = outcome.network
-    found: list[dict[str, Any]] = []
-    exported = outcome.walk.data(outcome.exported) if outcome.exported else {}
-    for name, parts in outcome.measured.items():
-        counted = {"parameters": network.parameters, "macs": network.macs} if name == "baseline" else exported
-        said = {part: parts.get(part, {}) for part in ("validation", "test")}
-        found.append(
-            {"name": name, "parameters": counted.get("parameters"), "macs": counted.get("macs")}
-            | {f"accuracy_{part}": value.get("accuracy") for part, value in said.items()}
+    network = compression.network
+    rows: list[dict[str, Any]] = []
+    exported = compression.driver.data(compression.exported) if compression.exported else {}
+    for name, parts in compression.measured.items():
+        counts = {"parameters": network.parameters, "macs": network.macs} if name == "baseline" else exported
+        measures = {part: parts.get(part, {}) for part in ("validation", "test")}
+        rows.append(
+            {"name": name, "parameters": counts.get("parameters"), "macs": counts.get("macs")}
+            | {f"accuracy_{part}": value.get("accuracy") for part, value in measures.items()}
             | {
-                "drop_validation": 100 * said["validation"]["drop"] if "drop" in said["validation"] else None,
-                "kl_validation": said["validation"].get("kl"),
+                "drop_validation": 100 * measures["validation"]["drop"] if "drop" in measures["validation"] else None,
+                "kl_validation": measures["validation"].get("kl"),
             }
         )
-    for number, point in enumerate(outcome.points):
+    for number, point in enumerate(compression.points):
         row: dict[str, Any] = {"name": f"point {number}", "parameters": point.parameters, "macs": point.macs}
         row |= {"accuracy_validation": point.accuracy, "drop_validation": point.drop, "kl_validation": point.kl}
-        found.append(row)
-    for row in found:
+        rows.append(row)
+    for row in rows:
         if row["parameters"] is not None:
             row["parameters_share"] = row["parameters"] / network.parameters
             row["macs_share"] = row["macs"] / max(network.macs, 1)
-    return found
+    return rows
 
 
-def write_design_space(outcome: Outcome, folder: Path) -> str:
+def write_design_space(compression: Compression, folder: Path) -> str:
     """Write ``design_space.csv``, ``configurations.csv`` and the picture; return a note where there is none.
 
     The picture is drawn again only where a table says something new: drawing takes longer than a cached run.
     Raises OutputError.
     """
     try:
-        return _write(outcome, folder)
+        return _write(compression, folder)
     except OSError as error:
         raise OutputError(
             f"output folder {folder} cannot be written ({error.strerror}); choose another with --out"
         ) from None
 
 
-def _write(outcome: Outcome, folder: Path) -> str:
-    made = {
-        "design_space.csv": (CANDIDATE_COLUMNS, candidates(outcome)),
-        "configurations.csv": (CONFIGURATION_COLUMNS, configurations(outcome)),
+def _write(compression: Compression, folder: Path) -> str:
+    files = {
+        "design_space.csv": (CANDIDATE_COLUMNS, candidates(compression)),
+        "configurations.csv": (CONFIGURATION_COLUMNS, configurations(compression)),
     }
     news = not (folder / PICTURE).exists()
-    for name, (columns, rows) in made.items():
-        if rows and not (outcome.stopped and name == "configurations.csv" and (folder / name).exists()):
+    for name, (columns, rows) in files.items():
+        if rows and not (compression.stopped and name == "configurations.csv" and (folder / name).exists()):
             news |= _replace(folder / name, _csv(columns, rows))
-    rows = made["design_space.csv"][1]
+    rows = files["design_space.csv"][1]
     if not news or not rows:
         return ""
     try:
-        _draw(folder / PICTURE, rows, made["configurations.csv"][1], outcome.walk.recipe.similarity.metric)
+        _draw(folder / PICTURE, rows, files["configurations.csv"][1], compression.driver.recipe.similarity.metric)
     except ImportError:
         return f"{PICTURE} was not drawn: matplotlib is not installed; pip install lrfgraph[plot]"
     return ""
@@ -143,7 +143,9 @@ def _replace(path: Path, text: str) -> bool:
     return True
 
 
-def _draw(path: Path, rows: Sequence[Mapping[str, Any]], measured: Sequence[Mapping[str, Any]], metric: str) -> None:
+def _draw(
+    path: Path, rows: Sequence[Mapping[str, Any]], configurations: Sequence[Mapping[str, Any]], metric: str
+) -> None:
     """Left: candidates by their share of the layer's parameters and MACs; right: measured configurations."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -153,7 +155,7 @@ def _draw(path: Path, rows: Sequence[Mapping[str, Any]], measured: Sequence[Mapp
     markers = dict(zip(dict.fromkeys(row["method"] for row in rows), "osD^v<>P*X", strict=False))
     for method, marker in markers.items():
         own = [row for row in rows if row["method"] == method]
-        points = left.scatter(
+        marks = left.scatter(
             *([row[axis] for row in own] for axis in ("parameters_share", "macs_share")),
             c=[row[metric] for row in own],
             marker=marker, s=12, alpha=0.7, vmin=0.5, vmax=1.0, label=method, linewidths=0,
@@ -161,13 +163,16 @@ def _draw(path: Path, rows: Sequence[Mapping[str, Any]], measured: Sequence[Mapp
     left.set(xscale="log", yscale="log", xlabel="parameters, share of the layer", ylabel="MACs, share of the layer")
     left.set_title(f"{len(rows):,} candidates")
     left.legend(fontsize=8)
-    figure.colorbar(points, ax=left, label=f"similarity ({metric})")
-    known = [row for row in measured if row.get("accuracy_validation") is not None and row.get("parameters_share")]
+    figure.colorbar(marks, ax=left, label=f"similarity ({metric})")
+    points = [
+        row for row in configurations if row.get("accuracy_validation") is not None and row.get("parameters_share")
+    ]
     for axis, marker in (("parameters_share", "o"), ("macs_share", "s")):
-        right.scatter([row[axis] for row in known], [100 * row["accuracy_validation"] for row in known], marker=marker,
-                      label=axis.replace("_share", "").replace("macs", "MACs"))  # fmt: skip
+        label = axis.replace("_share", "").replace("macs", "MACs")
+        accuracies = [100 * row["accuracy_validation"] for row in points]
+        right.scatter([row[axis] for row in points], accuracies, marker=marker, label=label)
     right.set(xlabel="share of the network kept", ylabel="accuracy on validation images, %")
-    right.set_title(f"{len(known)} measured configurations")
+    right.set_title(f"{len(points)} measured configurations")
     right.legend(fontsize=8)
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:

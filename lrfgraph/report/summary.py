@@ -12,88 +12,94 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lrfgraph.api import Outcome, run_name
+from lrfgraph.api import Compression, run_name
 from lrfgraph.errors import OutputError
 from lrfgraph.layers.pieces import layer_cost
-from lrfgraph.run.nodes import kept_reason
+from lrfgraph.methods.base import parse_rank
+from lrfgraph.network.exporting import FORMATS
+from lrfgraph.network.heads import HEADS
+from lrfgraph.run.state import kept_reason
 from lrfgraph.selection.configuration import write_configuration
+from lrfgraph.selection.problem import Choice
 
 __all__ = ["STAGES", "result_folder", "summary", "write"]
 
 STAGES = ("baseline", "factorized", "repaired", "finetuned")
 
 
-def summary(outcome: Outcome, model: Path) -> dict[str, Any]:
+def summary(compression: Compression, model: Path) -> dict[str, Any]:
     """Return summary.json as other programs read it (format 1)."""
     from lrfgraph import __version__
 
-    walk, network = outcome.walk, outcome.network
-    exported = walk.data(outcome.exported) if outcome.exported else None
-    stages = {name: _stage(outcome, name, model, exported) for name in STAGES}
-    nodes = {"run": dict(sorted(walk.run.items())), "reused": dict(sorted(walk.reused.items()))}
+    driver, network = compression.driver, compression.network
+    exported = driver.data(compression.exported) if compression.exported else None
+    stages = {name: _stage(compression, name, model, exported) for name in STAGES}
+    nodes = {"run": dict(sorted(driver.run.items())), "reused": dict(sorted(driver.reused.items()))}
     return {
         "format": 1,
         "lrfgraph": __version__,
-        "run": run_name(model, walk.identity, walk.recipe),
+        "run": run_name(model, driver.identity, driver.recipe),
         "model": {"path": str(model), "digest": network.digest},
-        "recipe": walk.recipe.to_dict(),
+        "recipe": driver.recipe.to_dict(),
         **stages,
-        "final": stages[outcome.final] if exported else None,
-        "layers": layer_rows(outcome),
+        "final": stages[compression.final] if exported else None,
+        "layers": layer_rows(compression),
         "nodes": nodes,
-        "seconds": {name: round(value, 3) for name, value in walk.seconds.items()},
+        "seconds": {name: round(value, 3) for name, value in driver.seconds.items()},
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "warnings": [*outcome.notes, *walk.warnings],
+        "warnings": [*compression.notes, *driver.warnings],
     }
 
 
-def _stage(outcome: Outcome, name: str, model: Path, exported: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    measured = outcome.measured.get(name)
+def _stage(
+    compression: Compression, name: str, model: Path, exported: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    measured = compression.measured.get(name)
     if name == "baseline":
-        counted = {"parameters": outcome.network.parameters, "macs": outcome.network.macs}
+        counts = {"parameters": compression.network.parameters, "macs": compression.network.macs}
         size: int | None = model.stat().st_size
     elif exported is None or (name != "factorized" and measured is None):
         return None
     else:
-        counted = {key: exported[key] for key in ("parameters", "macs")}
-        size = _file_bytes(outcome, name, model, exported)
-    fields = ("accuracy", "accuracy_se", "mse", "mse_se")
-    said = {
-        field: {part: (measured or {}).get(part, {}).get(field) for part in ("validation", "test")}
-        for field in fields
-        if field.startswith("accuracy") or outcome.network.task == "regression"
+        counts = {key: exported[key] for key in ("parameters", "macs")}
+        size = _file_bytes(compression, name, model, exported)
+    head = HEADS[compression.network.head].measures
+    names = ("accuracy",) if "accuracy" in head else ("accuracy", *head)
+    fields = [field for name in names for field in (name, f"{name}_se")]
+    measures = {
+        field: {part: (measured or {}).get(part, {}).get(field) for part in ("validation", "test")} for field in fields
     }
-    return {**counted, "file_bytes": size, **said}
+    return {**counts, "file_bytes": size, **measures}
 
 
-def _file_bytes(outcome: Outcome, stage: str, model: Path, exported: Mapping[str, Any]) -> int:
+def _file_bytes(compression: Compression, stage: str, model: Path, exported: Mapping[str, Any]) -> int:
     """Size of the written file in the original's format; of a stage on the way, of its entry in the cache."""
-    if stage == outcome.final:
-        name = "compressed.h5" if model.suffix in (".h5", ".hdf5") else "compressed.keras"
-        return int(exported["file_bytes"][name])
-    return outcome.walk.store.open(outcome.models[stage]).file("model.keras").stat().st_size
+    if stage == compression.final:
+        sizes = exported["file_bytes"]
+        suffix = ".h5" if model.suffix == ".hdf5" else model.suffix
+        return int(next((sizes[name] for name in sizes if name.endswith(suffix)), next(iter(sizes.values()))))
+    return compression.driver.store.open(compression.models[stage]).file("model.keras").stat().st_size
 
 
-def layer_rows(outcome: Outcome) -> list[dict[str, Any]]:
+def layer_rows(compression: Compression) -> list[dict[str, Any]]:
     """Every layer with a kernel: what became of it, or why it is kept."""
-    chosen = {c["layer"]: c for c in (outcome.decision or {}).get("choices", [])}
+    choices = {choice.layer: choice for choice in compression.decision.choices} if compression.decision else {}
     rows = []
-    for layer in outcome.network.layers:
+    for layer in compression.network.layers:
         if not layer.kind:
             continue
-        cost, choice = layer_cost(layer), chosen.get(layer.name, {})
-        taken = choice.get("method") is not None
+        cost, choice = layer_cost(layer), choices.get(layer.name, Choice(layer.name))
         rows.append(
             {
                 "name": layer.name,
                 "kind": layer.kind,
                 "kernel": list(layer.kernel),
-                "method": choice.get("method"),
-                "rank": [int(r) for r in choice["rank"].split("x")] if taken else [],
-                "reason": choice.get("reason") or ("" if taken else kept_reason(layer, outcome.walk.recipe)),
-                "parameters": [cost.parameters, choice["parameters"] if taken else cost.parameters],
-                "macs": [cost.macs, choice["macs"] if taken else cost.macs],
-                "similarity": choice.get("similarity", {}),
+                "method": choice.id.method if choice.id else None,
+                "rank": list(parse_rank(choice.id.rank)) if choice.id else [],
+                "reason": choice.reason or ("" if choice.id else kept_reason(layer, compression.driver.recipe)),
+                "parameters": [cost.parameters, choice.parameters if choice.id else cost.parameters],
+                "macs": [cost.macs, choice.macs if choice.id else cost.macs],
+                "similarity": dict(choice.similarity),
             }
         )
     return rows
@@ -103,7 +109,7 @@ def layer_rows(outcome: Outcome) -> list[dict[str, Any]]:
 def result_folder(path: Path) -> Iterator[Path]:
     """Make sure that results can be written before any work is done; raises OutputError.
 
-    What was made for it goes again if the work fails before anything is written.
+    Folders created for it are removed again if the work fails before anything is written.
     """
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
@@ -127,25 +133,25 @@ def _remove_empty(folders: Sequence[Path]) -> None:
             folder.rmdir()
 
 
-def write(outcome: Outcome, folder: Path, said: Mapping[str, Any]) -> None:
+def write(compression: Compression, folder: Path, summary: Mapping[str, Any]) -> None:
     """Write all results into `folder`; each file is replaced whole."""
     texts = {
-        "summary.json": json.dumps(said, indent=1, default=list) + "\n",
-        "recipe.toml": outcome.walk.recipe.to_toml(),
+        "summary.json": json.dumps(summary, indent=1, default=list) + "\n",
+        "recipe.toml": compression.driver.recipe.to_toml(),
     }
-    if outcome.decision:
-        texts["hybrid.toml"] = write_configuration(outcome.network.digest, outcome.decision["choices"])
+    if compression.decision:
+        texts["hybrid.toml"] = write_configuration(compression.network.digest, compression.decision.choices)
     try:
         for name, text in texts.items():
             partial = folder / f".{name}.partial"
             partial.write_text(text, encoding="utf-8")
             os.replace(partial, folder / name)
-        stale = () if outcome.exported else ("compressed.keras", "compressed.h5")
+        stale = () if compression.exported else FORMATS
         for name in stale:  # of an earlier run: the summary beside them would speak of another model
             (folder / name).unlink(missing_ok=True)
-        if outcome.exported:
-            entry = outcome.walk.store.open(outcome.exported)
-            for name in ("compressed.keras", "compressed.h5"):
+        if compression.exported:
+            entry = compression.driver.store.open(compression.exported)
+            for name in entry.data["file_bytes"]:
                 partial = folder / f".{name}.partial"
                 shutil.copyfile(entry.file(name), partial)
                 os.replace(partial, folder / name)

@@ -90,7 +90,7 @@ def columns(titles: Sequence[str], rows: Iterable[Sequence[str]], right: Iterabl
     widths = [max((len(line[i]) for line in lines), default=0) for i in range(last)]
     start = sum(widths) + 2 * last
     room = max(shutil.get_terminal_size().columns - start, NARROWEST)
-    made = []
+    printed = []
     for line in lines:
         cells = [
             cell.rjust(w) if i in to_the_right else cell.ljust(w)
@@ -98,12 +98,12 @@ def columns(titles: Sequence[str], rows: Iterable[Sequence[str]], right: Iterabl
         ]
         if last in to_the_right:
             wide = max(len(other[last]) for other in lines)
-            made.append("  ".join([*cells, line[last].rjust(wide)]).rstrip())
+            printed.append("  ".join([*cells, line[last].rjust(wide)]).rstrip())
             continue
         wrapped = textwrap.wrap(line[last], room, break_long_words=False, break_on_hyphens=False) or [""]
-        made.append("  ".join([*cells, wrapped[0]]).rstrip())
-        made += [" " * start + more for more in wrapped[1:]]
-    return "\n".join(made)
+        printed.append("  ".join([*cells, wrapped[0]]).rstrip())
+        printed += [" " * start + more for more in wrapped[1:]]
+    return "\n".join(printed)
 
 
 def accuracy(stage: Mapping[str, Any], part: str) -> str:
@@ -115,10 +115,10 @@ def accuracy(stage: Mapping[str, Any], part: str) -> str:
     return "–"
 
 
-def result_table(said: Mapping[str, Any]) -> str:
+def result_table(summary: Mapping[str, Any]) -> str:
     """Before and after."""
-    stages = {name: said[name] for name in TITLES if said[name]}
-    base = said["baseline"]
+    stages = {name: summary[name] for name in TITLES if summary[name]}
+    base = summary["baseline"]
     rows = []
     for title, key, text in (
         ("parameters", "parameters", count_text),
@@ -138,19 +138,19 @@ def result_table(said: Mapping[str, Any]) -> str:
     return columns(["", *(TITLES[name] for name in stages)], rows, right=range(1, len(stages) + 1))
 
 
-def stage_line(said: Mapping[str, Any]) -> str:
+def stage_line(summary: Mapping[str, Any]) -> str:
     """Nodes run and reused, and the seconds by stage."""
-    seconds = ", ".join(f"{name} {value:.1f}" for name, value in said["seconds"].items() if value >= 0.05)
-    run, reused = sum(said["nodes"]["run"].values()), sum(said["nodes"]["reused"].values())
+    seconds = ", ".join(f"{name} {value:.1f}" for name, value in summary["seconds"].items() if value >= 0.05)
+    run, reused = sum(summary["nodes"]["run"].values()), sum(summary["nodes"]["reused"].values())
     return f"nodes: {run} run, {reused} reused" + (f"; seconds: {seconds}" if seconds else "")
 
 
-def layers_table(said: Mapping[str, Any]) -> str:
+def layers_table(summary: Mapping[str, Any]) -> str:
     """What became of every layer; why one is kept stands at the end of its line."""
-    metric = said["recipe"]["similarity"]["metric"]
+    metric = summary["recipe"]["similarity"]["metric"]
     titles = ["layer", "kind", "kernel", "method", "rank", "parameters", "MACs", metric, ""]
     rows = []
-    for layer in said["layers"]:
+    for layer in summary["layers"]:
         head = [layer["name"], layer["kind"], kernel_text(layer["kernel"])]
         if layer["method"] is None:
             rows.append([*head, "–", "", "", "", "", f"kept: {layer['reason']}"])
@@ -161,17 +161,17 @@ def layers_table(said: Mapping[str, Any]) -> str:
     return columns(titles, rows, right=(5, 6, 7))
 
 
-def front_table(said: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> str:
-    """The measured points of a search, largest first; ``*`` stands at the one that was taken."""
-    base, final = said["baseline"], said["factorized"]
+def front_table(summary: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> str:
+    """The measured points of a front, largest first; ``*`` stands at the one that was chosen."""
+    base, final = summary["baseline"], summary["factorized"]
     rows = []
     for number, point in enumerate(points):
-        taken = final is not None and (point["parameters"], point["macs"]) == (final["parameters"], final["macs"])
+        chosen = final is not None and (point["parameters"], point["macs"]) == (final["parameters"], final["macs"])
         shares = [f"{point[key] / base[key]:.1%}" if base[key] else "–" for key in ("parameters", "macs")]
         right = (
             "–" if point["accuracy"] is None else f"{100 * point['accuracy']:.2f} ± {100 * point['accuracy_se']:.2f} %"
         )
         lost = f"{point['drop']:.2f} ± {point['drop_se']:.2f}"
-        rows.append([f"{number}{'*' if taken else ''}", *shares, right, lost, f"{point['kl']:.4f}"])
+        rows.append([f"{number}{'*' if chosen else ''}", *shares, right, lost, f"{point['kl']:.4f}"])
     titles = ["point", "parameters", "MACs", "accuracy, validation", "points lost", "KL to the original"]
     return columns(titles, rows, right=range(1, 6))

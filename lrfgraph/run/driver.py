@@ -1,4 +1,4 @@
-"""A walk along the graph, stage by stage, and what it comes to."""
+"""The driver carries stages out, or (for a plan) only looks them up."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -18,93 +19,95 @@ from lrfgraph.engine.runs import LiveRun
 from lrfgraph.engine.store import CorruptEntry, Store
 from lrfgraph.engine.workers import Workers
 from lrfgraph.options.recipe import Recipe
-from lrfgraph.run.nodes import Network
-from lrfgraph.run.search import Point
 from lrfgraph.run.steps import STEPS
 
-__all__ = ["Outcome", "Stopped", "Unplanned", "Walk"]
+__all__ = ["Driver", "Lookup", "Unplanned"]
 
 MOST_NAMED = 5
 """Damaged entries that are named one by one."""
-
-
-class Stopped(Exception):  # noqa: N818 - control flow, not an error
-    """The stage named by ``run.until`` is done; `refs` are its results."""
-
-    def __init__(self, refs: dict[str, Ref]) -> None:
-        super().__init__()
-        self.refs = refs
 
 
 class Unplanned(Exception):  # noqa: N818 - control flow, not an error
     """A plan has come to a decision that is not made yet; what follows depends on it."""
 
 
-@dataclass
-class Walk:
-    """One walk along the graph: carries out each stage, or (``dry``) only looks up what is there.
+@dataclass(frozen=True)
+class Lookup:
+    """Nodes of a stage as a plan looked them up. targets : those that are asked for, ``None`` for all."""
 
-    identity : digest of the model file's content.  live : the run's record, which keeps its entries from `cache gc`.
-    run, reused : nodes by kind.  seconds : wall time by stage.  found : every stage as it was looked up on a dry
-    walk, and the nodes that were wanted of it (``None`` for all).  damaged : what was found damaged, and why.
+    resolution: Resolution
+    targets: list[str] | None
+
+
+@dataclass
+class Driver:
+    """Carries out the nodes of one stage after another, or (``dry``) only looks up what is there.
+
+    model, identity : the model file and the digest of its content.  base : folder that relative paths of the recipe's
+    data start from.  live : the run's record, which keeps its entries from `cache gc`.
+    only : the kind of node after which the run stops, while its last stage is carried out.
+    run, reused : nodes by kind.  seconds : wall time by stage.  lookups : of a dry run.
+    damaged : entries that turned out damaged, and why.
     """
 
     recipe: Recipe
     store: Store
+    model: Path
     identity: str
+    base: Path = Path()
     on_event: Callable[[Event], None] | None = None
     dry: bool = False
     workers: Workers | None = None
     live: LiveRun | None = None
+    only: str | None = None
     run: Counter[str] = field(default_factory=Counter)
     reused: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=dict)
-    found: list[tuple[Resolution, list[str] | None]] = field(default_factory=list)
+    lookups: list[Lookup] = field(default_factory=list)
     damaged: dict[str, str] = field(default_factory=dict)
 
     @property
     def warnings(self) -> list[str]:
-        """What was found damaged in the cache: a few by name, many as a number."""
-        said = [f"{name}: damaged in the cache ({why}); computed again" for name, why in self.damaged.items()]
-        if len(said) <= MOST_NAMED:
-            return said
-        return [*said[:MOST_NAMED], f"{len(said) - MOST_NAMED} more were damaged in the cache and computed again"]
+        """What turned out damaged in the cache: a few by name, many as a number."""
+        each = [f"{name}: damaged in the cache ({why}); computed again" for name, why in self.damaged.items()]
+        if len(each) <= MOST_NAMED:
+            return each
+        return [*each[:MOST_NAMED], f"{len(each) - MOST_NAMED} more were damaged in the cache and computed again"]
 
-    def stage(self, name: str, nodes: Sequence[Node], optional: bool = False) -> dict[str, Ref]:
-        """Carry out one stage and return its results; raises Stopped after the kind in ``run.until``.
+    def restart(self) -> None:
+        """Count anew: the stages are gone through once more."""
+        self.run.clear()
+        self.reused.clear()
 
-        optional : the stage is not the place to stop at, whatever kinds it has.
-        """
-        until = self.recipe.run.until
-        last = not optional and until in {node.step for node in nodes}
-        targets = [node.name for node in nodes if node.step == until] if last else None
+    def carry_out(self, stage: str, nodes: Sequence[Node]) -> dict[str, Ref]:
+        """Carry out nodes and return their results by name; of the last stage, those of the kind to stop after."""
+        targets = [node.name for node in nodes if node.step == self.only]
         started = time.perf_counter()
         if self.dry:
-            refs = self._look(nodes, targets)
+            refs = self._look_up(nodes, targets or None)
         else:
             refs = execute(
                 nodes,
                 STEPS,
                 self.store,
-                targets=targets,
+                targets=targets or None,
                 on=self.workers,
                 on_event=self.note,
                 run=self.live,
             )
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
-        if last:
-            raise Stopped(refs)
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
         return refs
 
-    def _look(self, nodes: Sequence[Node], targets: list[str] | None) -> dict[str, Ref]:
+    def _look_up(self, nodes: Sequence[Node], targets: list[str] | None) -> dict[str, Ref]:
         resolution = resolve(nodes, STEPS, self.store)
-        self.found.append((resolution, targets))
+        self.lookups.append(Lookup(resolution, targets))
         needed = resolution.needed(targets)
-        for found in needed:
-            (self.reused if found.cached else self.run)[found.node.step] += 1
-        return {found.node.name: found.ref for found in needed}
+        for resolved in needed:
+            (self.reused if resolved.cached else self.run)[resolved.node.step] += 1
+        return {resolved.node.name: resolved.ref for resolved in needed}
 
     def note(self, event: Event) -> None:
+        """Count what happens to nodes, and pass it on."""
         if event.kind == "finished":
             self.run[event.step] += 1
         elif event.kind in ("reused", "waited"):
@@ -115,44 +118,21 @@ class Walk:
             self.on_event(event)
 
     def discard(self, error: CorruptEntry) -> None:
+        """Remove a damaged entry and say so."""
         self.store.discard(error.key)
         self.note(Event("discarded", error.key, error.key.partition("/")[0], message=error.why))
 
     def data(self, ref: Ref) -> dict[str, Any]:
-        """Return what a result says; raises Unplanned on a dry walk that comes to one not made yet."""
-        if self.dry and not self.store.has(ref.key):
-            raise Unplanned(ref.key)
+        """Return what a result says; raises Unplanned on a dry run that comes to one not made yet."""
+        self._require(ref)
         return self.store.open(ref).data
 
     def outputs(self, ref: Ref) -> NDArray[Any] | None:
-        """Return what a model answered when it was measured, unless that was too much to be kept; see `data`."""
-        if self.dry and not self.store.has(ref.key):
-            raise Unplanned(ref.key)
+        """Return the outputs of a measured model, ``None`` where they were too many to be kept; see `data`."""
+        self._require(ref)
         entry = self.store.open(ref)
         return entry.array("outputs") if "outputs" in entry.names() else None
 
-
-@dataclass
-class Outcome:
-    """What a run came to; `report` writes it out.
-
-    measured : by stage (``baseline``, ``factorized``, ``repaired``, ``finetuned``) and split.
-    models : the entry of each stage.  final : the stage that is written out.  exported : entry with the two files.
-    points : what a searching policy measured.
-    scores : every candidate's score, by layer, method and rank.  refs : all results of the exploration, by name.
-    """
-
-    network: Network
-    walk: Walk
-    decision: dict[str, Any] | None = None
-    measured: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    models: dict[str, Ref] = field(default_factory=dict)
-    final: str = "factorized"
-    exported: Ref | None = None
-    baseline: Ref | None = None
-    points: tuple[Point, ...] = ()
-    refs: dict[str, Ref] = field(default_factory=dict)
-    scores: dict[tuple[str, str, str], Ref] = field(default_factory=dict)
-    history: list[dict[str, Any]] | None = None
-    notes: list[str] = field(default_factory=list)
-    stopped: bool = False
+    def _require(self, ref: Ref) -> None:
+        if self.dry and not self.store.has(ref.key):
+            raise Unplanned(ref.key)

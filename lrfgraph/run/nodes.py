@@ -2,93 +2,55 @@
 
 The graph grows in stages, because some results are decisions that say which nodes come next: `describe` names the
 layers, `data` the images, `ranks` the candidates of a layer, `select` the configuration. Within a stage every key
-is known before anything runs.
+is known before anything runs. Nodes come by what they are about, a layer or a candidate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatch
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, TypeVar
 
-from lrfgraph.engine.nodes import Node, Ref, digest
+from lrfgraph.engine.nodes import Node, Ref
 from lrfgraph.layers.pieces import layer_cost
 from lrfgraph.layers.similarity import ACTIVATIONS
 from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.methods import METHODS
-from lrfgraph.options.recipe import Recipe, check_choice
+from lrfgraph.options.recipe import Recipe
+from lrfgraph.run.state import Exploration, Network, kept_reason, methods_of, skipped
 from lrfgraph.run.steps.common import geometry
+from lrfgraph.run.steps.decisions import select_inputs
+from lrfgraph.selection.policy import Policy
+from lrfgraph.selection.problem import CandidateId
 
 __all__ = [
-    "Network",
-    "budget_node",
     "candidate_nodes",
-    "check_names",
     "curvature_nodes",
     "data_node",
+    "decompose_nodes",
     "describe_node",
     "evaluate_node",
-    "explore_nodes",
     "finish_nodes",
-    "grid",
-    "in_program_order",
-    "kept_reason",
-    "methods_of",
+    "noise_nodes",
     "probe_nodes",
-    "probes",
+    "rank_nodes",
     "rebuild_nodes",
     "record_nodes",
+    "refs_of",
     "select_node",
+    "share_grid",
 ]
 
-
-LOCAL_POLICIES = ("threshold", "energy", "uniform", "evbmf")
-"""Policies that look at layers one by one and need no curvature."""
-
+CURVATURE_IMAGES = 1024
 PROBE_IMAGES = 512
 
+Id = TypeVar("Id")
+Inputs = dict[str, str | Ref]
 
-@dataclass(frozen=True)
-class Network:
-    """What `describe` and `data` said, and the recipe: all that later nodes are built from.
 
-    images : identity of each split's images, empty without data.  locators : how to find the images; no part of a key.
-    """
-
-    model: Ref
-    layers: tuple[LayerSpec, ...]
-    digest: str
-    parameters: int
-    macs: int
-    output: str
-    task: str
-    recipe: Recipe
-    data: Ref | None = None
-    images: Mapping[str, str] = field(default_factory=dict)
-    locators: Mapping[str, Any] = field(default_factory=dict)
-
-    def locators_with(self, **more: Any) -> dict[str, Any]:
-        """Return the locators of a node that opens a model: where the images are, and what the recipe trusts.
-
-        Trust never comes from what the cache says: whoever can write there could have code run.
-        """
-        options = self.recipe.model
-        return {**self.locators, "trust": {"custom": list(options.custom), "unsafe": options.unsafe}, **more}
-
-    def weights(self, index: int) -> Ref:
-        """One layer's kernel, bias and folded BatchNorm: identified by their bytes, not by the model they sit in."""
-        return Ref(self.layers[index].identity, self.model.key, f"layers/{index}")
-
-    def split(self, *parts: str) -> Ref:
-        """One or several splits of the images."""
-        assert self.data is not None
-        return Ref("+".join(self.images[part] for part in parts), self.data.key)
-
-    def factorizable(self) -> Iterator[tuple[int, LayerSpec]]:
-        for index, layer in enumerate(self.layers):
-            if not kept_reason(layer, self.recipe):
-                yield index, layer
+def refs_of(nodes: Mapping[Id, Node], refs: Mapping[str, Ref]) -> dict[Id, Ref]:
+    """Return the results of nodes by what they are about; those that were not asked for are left out."""
+    return {about: refs[node.name] for about, node in nodes.items() if node.name in refs}
 
 
 def describe_node(
@@ -106,13 +68,14 @@ def describe_node(
 
 
 def data_node(source: str, facts: Mapping[str, Any], recipe: Recipe, calibration: int, base: str) -> Node:
-    """Divide the images; `source` is the digest of their content and the statistics', `facts` the model's shapes."""
+    """Divide the images; `source` is the digest of their content and the statistics', `facts` the model's shapes
+    and what it proposes for its head."""
     options = _plain(asdict(recipe.data))
     locators = {"data": options, "base": base}
     used = {name: options[name] for name in ("scale", "mean", "std", "channels", "image_size")}
     params = {"source": source, **facts, "source_options": used, "calibration": calibration}
     params["repair"] = max(recipe.repair.images, calibration) if recipe.repair.enabled else 0
-    params |= {name: options[name] for name in ("validation", "split", "seed", "task")}
+    params |= {name: options[name] for name in ("validation", "split", "seed", "head")}
     return Node("images/data", "data", params, {}, locators)
 
 
@@ -125,30 +88,7 @@ def _plain(value: Any) -> Any:
 # Exploration -------------------------------------------------------------------------------------------------------
 
 
-def kept_reason(layer: LayerSpec, recipe: Recipe) -> str:
-    """Say why a layer is kept whatever the scores, or return ``""``."""
-    if layer.kept or not layer.kind:
-        return layer.kept or "has no kernel"
-    if skipped(layer, recipe):
-        return "skipped by explore.skip"
-    if not methods_of(layer, recipe):
-        wanted = recipe.explore.methods or tuple(METHODS)
-        reasons = dict.fromkeys(f"{name}: {METHODS[name].reason(layer)}" for name in wanted)
-        return "no method applies (" + "; ".join(reasons) + ")"
-    return ""
-
-
-def skipped(layer: LayerSpec, recipe: Recipe) -> bool:
-    return any(fnmatch(layer.name, pattern) for pattern in recipe.explore.skip)
-
-
-def methods_of(layer: LayerSpec, recipe: Recipe) -> list[str]:
-    """Return the names of the methods that apply to a layer and are asked for."""
-    wanted = recipe.explore.methods or tuple(METHODS)
-    return [name for name in METHODS if name in wanted and not METHODS[name].reason(layer)]
-
-
-def grid(count: int, smallest: float, largest: float) -> list[float]:
+def share_grid(count: int, smallest: float, largest: float) -> list[float]:
     """Return `count` shares of a layer's parameters, evenly spread in the logarithm.
 
     They follow van der Corput's sequence, so that one rank more adds a share and moves none: what was computed
@@ -163,286 +103,229 @@ def grid(count: int, smallest: float, largest: float) -> list[float]:
     return sorted(shares)
 
 
-def record_nodes(network: Network) -> list[Node]:
+def record_nodes(network: Network) -> dict[str, Node]:
     """One record a layer, keyed by what feeds the layer and by the calibration images."""
     if network.data is None:
-        return []
-    options = asdict(network.recipe.record)
-    return [
-        Node(
-            f"{layer.name}/record",
-            "record",
-            {"options": options, "layer": geometry(layer)},
-            {"model": Ref(layer.upstream, network.model.key), "data": network.split("calibration")},
-            network.locators_with(layer=layer.name),
-        )
-        for _, layer in network.factorizable()
-    ]
-
-
-def curvature_nodes(network: Network) -> list[Node]:
-    """One curvature a layer, keyed by the whole network: only what asks for it depends on layers downstream."""
-    if network.data is None:
-        return []
-    params = {"images": 1024, "seed": network.recipe.record.seed}
-    return [
-        Node(
-            f"{layer.name}/curvature",
-            "curvature",
-            {**params, "layer": index},
-            {"model": Ref(network.digest, network.model.key), "data": network.split("calibration")},
-            network.locators_with(layer=layer.name),
-        )
-        for index, layer in network.factorizable()
-    ]
-
-
-def needs_curvature(recipe: Recipe) -> bool:
-    return recipe.explore.weighting == "two_sided" or recipe.select.policy not in LOCAL_POLICIES
-
-
-def explore_nodes(network: Network, only: Mapping[str, str] | None = None) -> list[Node]:
-    """Record every layer and decompose it by every method that applies; say which ranks are worth a candidate.
-
-    only : method by layer, where a configuration is given and nothing else is of interest.
-    """
-    recipe = network.recipe
-    nodes = record_nodes(network)
-    if needs_curvature(recipe):
-        nodes += curvature_nodes(network)
-    known = {node.name for node in nodes}
-    shares = grid(recipe.explore.ranks, recipe.explore.smallest, recipe.explore.largest)
-    for index, layer in network.factorizable():
-        for method in methods_of(layer, recipe):
-            if only is not None and only.get(layer.name) != method:
-                continue
-            nodes.append(_decompose(network, index, method, known))
-            params = {"method": method, "version": METHODS[method].version, "layer": geometry(layer)}
-            params |= {"shares": shares, "multiple": recipe.explore.multiple}
-            nodes.append(Node(f"{layer.name}/{method}/ranks", "ranks", params, {"prepared": nodes[-1].name}))
+        return {}
+    options, images = asdict(network.recipe.record), network.split("calibration")
+    nodes = {}
+    for layer in network.factorizable():
+        inputs: Inputs = {"model": Ref(layer.upstream, network.model.key), "data": images}
+        locators = network.locators_with(layer=layer.name)
+        params = {"options": options, "layer": geometry(layer)}
+        nodes[layer.name] = Node(f"{layer.name}/record", "record", params, inputs, locators)
     return nodes
 
 
-def _decompose(network: Network, index: int, method: str, known: set[str]) -> Node:
-    layer, weighting = network.layers[index], network.recipe.explore.weighting
-    params = {"method": method, "version": METHODS[method].version, "layer": geometry(layer)}
-    inputs: dict[str, str | Ref] = {"weights": network.weights(index)}
-    if METHODS[method].whitens == "none":
-        weighting = "plain"
-    if weighting != "plain" and f"{layer.name}/record" in known:
-        inputs["record"] = f"{layer.name}/record"
-    if weighting == "two_sided" and f"{layer.name}/curvature" in known:
-        inputs["curvature"] = f"{layer.name}/curvature"
-    return Node(f"{layer.name}/{method}/decompose", "decompose", {**params, "weighting": weighting}, inputs)
+def curvature_nodes(network: Network) -> dict[str, Node]:
+    """One curvature a layer, keyed by the whole network: only what asks for it depends on layers downstream."""
+    needed = network.recipe.explore.weighting == "two_sided" or "curvature" in network.policy.needs
+    if network.data is None or not needed:
+        return {}
+    inputs: Inputs = {"model": network.original, "data": network.split("calibration")}
+    params = {"images": CURVATURE_IMAGES, "seed": network.recipe.record.seed, **network.meaning}
+    nodes = {}
+    for layer in network.factorizable():
+        own, locators = {**params, "layer": network.layers.index(layer)}, network.locators_with(layer=layer.name)
+        nodes[layer.name] = Node(f"{layer.name}/curvature", "curvature", own, inputs, locators)
+    return nodes
+
+
+def decompose_nodes(
+    network: Network, records: Mapping[str, Node], curvatures: Mapping[str, Node], only: Sequence[CandidateId] | None
+) -> dict[tuple[str, str], Node]:
+    """Decompose every layer by every method that applies, weighted by its record and curvature.
+
+    only : candidates that are given; nothing else is of interest then.
+    """
+    asked = None if only is None else {candidate[:2] for candidate in only}
+    nodes = {}
+    for layer in network.factorizable():
+        for method in methods_of(layer, network.recipe):
+            if asked is not None and (layer.name, method) not in asked:
+                continue
+            weighting = "plain" if METHODS[method].whitens == "none" else network.recipe.explore.weighting
+            inputs: Inputs = {"weights": network.weights(layer)}
+            if weighting != "plain" and layer.name in records:
+                inputs["record"] = records[layer.name].name
+            if weighting == "two_sided" and layer.name in curvatures:
+                inputs["curvature"] = curvatures[layer.name].name
+            params = {**_method_params(layer, method), "weighting": weighting}
+            name = f"{layer.name}/{method}/decompose"
+            nodes[layer.name, method] = Node(name, "decompose", params, inputs)
+    return nodes
+
+
+def _method_params(layer: LayerSpec, method: str) -> dict[str, Any]:
+    return {"method": method, "version": METHODS[method].version, "layer": geometry(layer)}
+
+
+def rank_nodes(network: Network, decompositions: Mapping[tuple[str, str], Node]) -> dict[tuple[str, str], Node]:
+    """Say which ranks of a (layer, method) are worth a candidate."""
+    options = network.recipe.explore
+    grid = {"shares": share_grid(options.ranks, options.smallest, options.largest), "multiple": options.multiple}
+    nodes = {}
+    for (name, method), above in decompositions.items():
+        params = {**_method_params(network.layer(name), method), **grid}
+        nodes[name, method] = Node(f"{name}/{method}/ranks", "ranks", params, {"prepared": above.name})
+    return nodes
 
 
 def candidate_nodes(
-    network: Network, refs: Mapping[str, Ref], ranks: Mapping[tuple[int, str], Sequence[str]]
-) -> list[Node]:
-    """Factorize and score every (layer, method, rank); `refs` are the explore stage's results."""
-    recipe, nodes = network.recipe, []
-    for (index, method), written in ranks.items():
-        layer = network.layers[index]
-        tap = recipe.similarity.tap if layer.tail in ACTIVATIONS and layer.family != "transposed" else "linear"
-        shared = {"method": method, "version": METHODS[method].version, "layer": geometry(layer)}
-        prepared = refs[f"{layer.name}/{method}/decompose"]
-        measured: dict[str, str | Ref] = {"weights": network.weights(index), "prepared": prepared}
-        for source in ("record", "curvature"):
-            if f"{layer.name}/{source}" in refs:
-                measured[source] = refs[f"{layer.name}/{source}"]
-        for rank in written:
-            name = f"{layer.name}/{method}/{rank}"
-            nodes.append(Node(f"{name}/factorize", "factorize", {**shared, "rank": rank}, {"prepared": prepared}))
-            params = {**shared, "rank": rank, "tap": tap, "tail": layer.tail if tap == "activation" else "linear"}
-            nodes.append(Node(f"{name}/score", "score", params, {**measured, "factors": f"{name}/factorize"}))
-    if recipe.select.policy == "evbmf":
-        nodes += [
-            Node(f"{network.layers[index].name}/noise", "noise", {"layer": geometry(network.layers[index])}, weights)
-            for index, weights in ((i, {"weights": network.weights(i)}) for i in dict.fromkeys(i for i, _ in ranks))
-        ]
-    return nodes
+    network: Network, exploration: Exploration, candidates: Sequence[CandidateId]
+) -> tuple[dict[CandidateId, Node], dict[CandidateId, Node]]:
+    """Factorize and score every candidate."""
+    factors, scores = {}, {}
+    layers = {layer.name: layer for layer in network.layers}
+    weights = {name: network.weights(layers[name]) for name in dict.fromkeys(c.layer for c in candidates)}
+    for candidate in candidates:
+        layer = layers[candidate.layer]
+        tap = network.recipe.similarity.tap if layer.tail in ACTIVATIONS and not layer.family.scatters else "linear"
+        params = {**_method_params(layer, candidate.method), "rank": candidate.rank}
+        prepared = exploration.decompositions[layer.name, candidate.method]
+        factors[candidate] = Node(f"{candidate}/factorize", "factorize", params, {"prepared": prepared})
+        inputs: Inputs = {"weights": weights[layer.name], "prepared": prepared, "factors": factors[candidate].name}
+        for name, refs in (("record", exploration.records), ("curvature", exploration.curvatures)):
+            if layer.name in refs:
+                inputs[name] = refs[layer.name]
+        params = {**params, "tap": tap, "tail": layer.tail if tap == "activation" else "linear"}
+        scores[candidate] = Node(f"{candidate}/score", "score", params, inputs)
+    return factors, scores
 
 
-def probes(network: Network) -> int:
-    """Return how many candidates of each layer are probed: none without images or where nobody would ask."""
-    options = network.recipe.select
-    return 0 if network.data is None or options.policy in LOCAL_POLICIES else options.probes
+def noise_nodes(network: Network, names: Sequence[str]) -> dict[str, Node]:
+    """Find the ranks of layers that stand out from noise, where the policy decides by them."""
+    if "noise" not in network.policy.needs:
+        return {}
+    layers = map(network.layer, names)
+    return {
+        layer.name: Node(
+            f"{layer.name}/noise", "noise", {"layer": geometry(layer)}, {"weights": network.weights(layer)}
+        )
+        for layer in layers
+    }
 
 
 def probe_nodes(
-    network: Network, refs: Mapping[str, Ref], candidates: Sequence[tuple[str, str, str]]
-) -> dict[str, Node]:
-    """Replace one layer by one candidate (layer, method, rank) and see what the output says.
-
-    Returned by the name under which the `select` step reads the result.
-    """
+    network: Network, exploration: Exploration, candidates: Sequence[CandidateId]
+) -> dict[CandidateId, Node]:
+    """Replace one layer by one candidate and measure what becomes of the network's output."""
     index = {layer.name: index for index, layer in enumerate(network.layers)}
     nodes = {}
-    for layer, method, rank in candidates:
-        params = {"method": method, "version": METHODS[method].version, "rank": rank}
-        inputs: dict[str, str | Ref] = {
-            "model": Ref(network.digest, network.model.key),
-            "data": network.split("calibration"),
-            "factors": refs[f"{layer}/{method}/{rank}/factorize"],
-            "prepared": refs[f"{layer}/{method}/decompose"],
-        }
-        params |= {"layer": index[layer], "images": PROBE_IMAGES}
-        locators = network.locators_with(layer=layer)
-        nodes[f"{layer}|probe|{method}/{rank}"] = Node(
-            f"{layer}/{method}/{rank}/probe", "probe", params, inputs, locators
-        )
+    for candidate in candidates:
+        version = METHODS[candidate.method].version
+        params = {"method": candidate.method, "version": version, "rank": candidate.rank}
+        params |= {"layer": index[candidate.layer], "images": PROBE_IMAGES, **network.meaning}
+        inputs: Inputs = {"model": network.original, "data": network.split("calibration")}
+        inputs |= dict(zip(("factors", "prepared"), exploration.weights(candidate), strict=True))
+        locators = network.locators_with(layer=candidate.layer)
+        nodes[candidate] = Node(f"{candidate}/probe", "probe", params, inputs, locators)
     return nodes
 
 
-def select_node(network: Network, scores: Mapping[str, Ref], policy: str) -> Node:
-    """Pick the configuration from all scores, keyed ``layer|method|rank``, and probes, by `policy`."""
-    options = asdict(network.recipe.select)
-    for name in ("configuration", "point", "points", "max_drop", "probes", "refine"):
-        del options[name]
-    return _select(network, scores, {"policy": policy} if policy == "given" else {**options, "policy": policy})
-
-
-def budget_node(
-    network: Network, scores: Mapping[str, Ref], params: float | None = None, macs: float | None = None
+def select_node(
+    network: Network, exploration: Exploration, policy: Policy, options: Mapping[str, Any] | None = None
 ) -> Node:
-    """Solve for the best configuration within shares of the parameters or MACs, whatever the recipe's policy is."""
-    return _select(network, scores, {"policy": "budget", "params": params, "macs": macs})
+    """Pick the configuration from all scores, probes and noise ranks by a policy.
 
-
-def _select(network: Network, scores: Mapping[str, Ref], options: Mapping[str, Any]) -> Node:
-    rows = []
+    options : of the policy, in place of the recipe's.
+    """
+    selected = {name: getattr(network.recipe.select, name) for name in policy.options} if options is None else options
+    layers = []
     for layer in network.layers:
         if layer.kind:
-            count = layer_cost(layer)
-            rows.append([layer.name, count.parameters, count.macs, kept_reason(layer, network.recipe)])
-    params = {"layers": rows, "parameters": network.parameters, "macs": network.macs}
-    params |= {"metric": network.recipe.similarity.metric, "options": dict(options)}
-    return Node("select", "select", params, dict(scores))
+            cost = layer_cost(layer)
+            layers.append([layer.name, cost.parameters, cost.macs, kept_reason(layer, network.recipe)])
+    ids, inputs = select_inputs(exploration.scores, exploration.probes, exploration.noise)
+    params = {"layers": layers, "parameters": network.parameters, "macs": network.macs, **ids}
+    params |= {"metric": network.recipe.similarity.metric, "options": {"policy": policy.name, **selected}}
+    return Node("select", "select", params, inputs)
 
 
 # What a configuration sets in motion ------------------------------------------------------------------------------
 
 
 def rebuild_nodes(
-    network: Network, choices: Sequence[tuple[str, str, str]], refs: Mapping[str, Ref], final_only: bool = False
+    network: Network, configuration: Sequence[CandidateId], exploration: Exploration, repaired_only: bool = False
 ) -> list[Node]:
-    """Rebuild a configuration (layer, method, rank), and repair it layer by layer where that is asked for.
+    """Rebuild a configuration, and repair it layer by layer where that is asked for.
 
     Everything is keyed by the chosen factors, not by the policy that chose them: another threshold with the same
     choice retrains nothing. A layer's repair is keyed by the repairs before it, so a change in a late layer repairs
-    only what follows. `final_only` leaves out the model before repair.
+    only what follows. Digests do not know what layers, inputs and outputs are called, the rebuilt model must: its key
+    has the network's signature. `repaired_only` leaves out the model before repair.
     """
-    model = Ref(network.digest, network.model.key)
-    choices = in_program_order(network, choices)
-    written = [list(choice) for choice in choices]
-    factors = [
-        (refs[f"{layer}/{method}/{rank}/factorize"], refs[f"{layer}/{method}/decompose"])
-        for layer, method, rank in choices
-    ]
-    inputs: dict[str, str | Ref] = {"model": model}
-    for index, (own, prepared) in enumerate(factors):
-        inputs |= {f"{index}/factors": own, f"{index}/prepared": prepared}
-    # Digests do not know what layers are called, the rebuilt model must: the layers it keeps keep their names.
-    made = {"choices": written, "names": digest([layer.name for layer in network.layers])}
-    nodes = [Node("rebuild", "rebuild", made, inputs, network.locators_with())]
-    if not repairs(network) or not choices:
-        return nodes
+    chosen = {candidate.layer: candidate for candidate in configuration}
+    order = [chosen[layer.name] for layer in network.layers if layer.name in chosen]
+    inputs: Inputs = {"model": network.original}
+    for index, candidate in enumerate(order):
+        factors, prepared = exploration.weights(candidate)
+        inputs |= {f"{index}/factors": factors, f"{index}/prepared": prepared}
+    params = {"choices": [list(c) for c in order], "signature": network.signature}
+    rebuilt = Node("rebuild", "rebuild", params, inputs, network.locators_with())
+    if not network.repairs or not order:
+        return [rebuilt]
+    refits = _refits(network, chosen)
+    nodes = _repair_nodes(network, refits, exploration)
+    inputs = {"model": network.original} | {f"{i}/repair": node.name for i, node in enumerate(nodes)}
+    params = {**params, "choices": [list(c) for c in refits]}
+    repaired = Node("repaired/rebuild", "rebuild", params, inputs, network.locators_with())
+    return [*([] if repaired_only else [rebuilt]), *nodes, repaired]
+
+
+def _repair_nodes(network: Network, refits: Sequence[CandidateId], exploration: Exploration) -> list[Node]:
     options = asdict(network.recipe.repair)
     del options["enabled"], options["images"]
-    names: list[str] = []
-    refitted = [list(choice) for choice in _refitted(network, choices)]
-    factors_of = {choice[0]: pair for choice, pair in zip(choices, factors, strict=True)}
-    for index, choice in enumerate(refitted):
-        layer = choice[0]
-        params = {"options": {**options, "seed": network.recipe.record.seed}, "choice": choice}
-        before: dict[str, str | Ref] = {f"previous/{i}": name for i, name in enumerate(names)}
-        before |= {"model": model, "data": network.split("repair")}
-        if layer in factors_of:
-            before |= dict(zip(("own/factors", "own/prepared"), factors_of[layer], strict=True))
-        if f"{layer}/curvature" in refs:
-            before["curvature"] = refs[f"{layer}/curvature"]
-        last = index == len(refitted) - 1
-        locators = network.locators_with(last=last, max_memory=network.recipe.run.max_memory)
-        names.append(f"{layer}/repair")
-        nodes.append(Node(names[-1], "repair", {**params, "previous": refitted[:index]}, before, locators))
-    if final_only:
-        nodes = nodes[1:]
-    repaired: dict[str, str | Ref] = {f"{i}/repair": name for i, name in enumerate(names)}
-    whole = {**made, "choices": refitted}
-    nodes.append(Node("repaired/rebuild", "rebuild", whole, {"model": model, **repaired}, network.locators_with()))
+    options["seed"] = network.recipe.record.seed
+    nodes: list[Node] = []
+    for index, candidate in enumerate(refits):
+        params = {"options": options, "choice": list(candidate), "previous": [list(c) for c in refits[:index]]}
+        inputs: Inputs = {f"previous/{i}": node.name for i, node in enumerate(nodes)}
+        inputs |= {"model": network.original, "data": network.split("repair")}
+        if candidate.method:
+            inputs |= dict(zip(("own/factors", "own/prepared"), exploration.weights(candidate), strict=True))
+        if candidate.layer in exploration.curvatures:
+            inputs["curvature"] = exploration.curvatures[candidate.layer]
+        last, max_memory = index == len(refits) - 1, network.recipe.run.max_memory
+        locators = network.locators_with(last=last, max_memory=max_memory)
+        nodes.append(Node(f"{candidate.layer}/repair", "repair", params, inputs, locators))
     return nodes
 
 
-def _refitted(network: Network, choices: Sequence[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+def _refits(network: Network, chosen: Mapping[str, CandidateId]) -> list[CandidateId]:
     """All layers that repair refits, in program order: the replaced ones, and those kept after the first of them.
 
-    A kept layer, its method and rank empty, receives what the layers before it got wrong; refitting its kernel costs
-    nothing in size.
+    A kept layer receives what the layers before it got wrong; refitting its kernel costs nothing in size. Of a
+    shared layer's calls, a refit would mend one at the cost of the others.
     """
-    chosen = {layer: (layer, method, rank) for layer, method, rank in choices}
-    found: list[tuple[str, str, str]] = []
+    refits: list[CandidateId] = []
     for layer in network.layers:
+        called_once = len(layer.input_shapes) == 1
         if layer.name in chosen:
-            found.append(chosen[layer.name])
-        elif found and layer.kind and not layer.kept and not skipped(layer, network.recipe) and _called_once(layer):
-            found.append((layer.name, "", ""))
-    return found
-
-
-def _called_once(layer: LayerSpec) -> bool:
-    """Of a shared layer's calls, a refit would mend one at the cost of the others."""
-    return len(layer.input_shapes) == 1
-
-
-def in_program_order(network: Network, choices: Sequence[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
-    order = {layer.name: index for index, layer in enumerate(network.layers)}
-    return sorted(choices, key=lambda choice: order[choice[0]])
-
-
-def repairs(network: Network) -> bool:
-    return network.data is not None and network.recipe.repair.enabled
+            refits.append(chosen[layer.name])
+        elif refits and layer.kind and not layer.kept and not skipped(layer, network.recipe) and called_once:
+            refits.append(CandidateId(layer.name))
+    return refits
 
 
 def finish_nodes(network: Network, model: Ref) -> list[Node]:
     """Fine-tune a rebuilt model once, and write it out."""
-    nodes, last = [], cast("str | Ref", model)
-    if finetunes(network):
-        nodes.append(_finetune(network, model))
-        last = nodes[-1].name
-    return [*nodes, Node("export", "export", {}, {"model": last}, network.locators_with())]
+    if not network.finetunes:
+        return [_export_node(network, model)]
+    inputs: Inputs = {"student": model, "teacher": network.original, "data": network.split("train", "validation")}
+    params = {"options": asdict(network.recipe.finetune), **network.meaning}
+    finetune = Node("finetune", "finetune", params, inputs, network.locators_with())
+    return [finetune, _export_node(network, finetune.name)]
 
 
-def finetunes(network: Network) -> bool:
-    return network.data is not None and "train" in network.images and network.recipe.finetune.epochs > 0
-
-
-def _finetune(network: Network, student: Ref) -> Node:
-    inputs: dict[str, str | Ref] = {
-        "student": student,
-        "teacher": Ref(network.digest, network.model.key),
-        "data": network.split("train", "validation"),
-    }
-    params = {"options": asdict(network.recipe.finetune), "task": network.task, "output": network.output}
-    return Node("finetune", "finetune", params, inputs, network.locators_with())
+def _export_node(network: Network, model: str | Ref) -> Node:
+    return Node("export", "export", {}, {"model": model}, network.locators_with())
 
 
 def evaluate_node(network: Network, name: str, model: str | Ref, part: str, original: str | Ref | None = None) -> Node:
     """Measure a model on one split, and compare it with what the `original` answered there."""
-    inputs: dict[str, str | Ref] = {"model": model, "data": network.split(part)}
+    inputs: Inputs = {"model": model, "data": network.split(part)}
     if original is not None:
         inputs["original"] = original
-    params = {"part": part, "task": network.task, "output": network.output}
+    params = {"part": part, **network.meaning}
     return Node(f"{name}/{part}/evaluate", "evaluate", params, inputs, network.locators_with())
-
-
-# Names that other rooms' tables own ---------------------------------------------------------------------------------
-
-
-def check_names(recipe: Recipe, tables: Mapping[str, Sequence[str]]) -> None:
-    """Check the options whose choices are the entries of a table, such as ``explore.methods``."""
-    for key, names in tables.items():
-        section, option = key.split(".")
-        value = getattr(getattr(recipe, section), option)
-        for item in value if isinstance(value, tuple) else (value,):
-            if item is not None:
-                check_choice(section, option, item, names)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
-from typing import Any
 
 from lrfgraph.errors import ConfigurationError
-from lrfgraph.selection.problem import Decision, Problem, totals
+from lrfgraph.options.recipe import SelectOptions
+from lrfgraph.selection.problem import Decision, Problem
 
 __all__ = ["has_budget", "highest_within"]
 
 
-def has_budget(options: Any) -> bool:
+def has_budget(options: SelectOptions) -> bool:
     """Whether a share of the parameters or of the MACs is asked for."""
     return options.params is not None or options.macs is not None
 
 
 def highest_within(
-    problem: Problem, options: Any, decide: Callable[[float], Decision], levels: Iterable[float]
+    problem: Problem, options: SelectOptions, decide: Callable[[float], Decision], levels: Iterable[float]
 ) -> Decision:
     """Return the decision at the highest of `levels` that keeps to ``options.params`` and ``options.macs``.
 
@@ -30,25 +29,24 @@ def highest_within(
     over = _over(problem, options, best)
     if over:
         raise ConfigurationError(
-            f"policy {options.policy!r} keeps at least {over}; ask for more, or allow more methods and ranks"
+            f"policy {best.policy!r} keeps at least {over}; ask for more, or allow more methods and ranks"
         )
     below, above = 0, len(ordered)
     while above - below > 1:
         middle = (below + above) // 2
-        found = decide(ordered[middle])
-        if _over(problem, options, found):
+        decision = decide(ordered[middle])
+        if _over(problem, options, decision):
             above = middle
         else:
-            best, below = found, middle
-    return replace(best, notes={**best.notes, "level": float(ordered[below])})
+            best, below = decision, middle
+    return best.noted(level=float(ordered[below]))
 
 
-def _over(problem: Problem, options: Any, decision: Decision) -> str:
+def _over(problem: Problem, options: SelectOptions, decision: Decision) -> str:
     """Say which budget a decision breaks and what was asked for, or return ``""``."""
-    parameters, macs = totals(problem, decision.choices)
     for option, name, spent, whole in (
-        ("params", "parameters", parameters, problem.parameters),
-        ("macs", "MACs", macs, problem.macs),
+        ("params", "parameters", decision.parameters, problem.parameters),
+        ("macs", "MACs", decision.macs, problem.macs),
     ):
         share = getattr(options, option)
         if share is not None and spent > share * whole:

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lrfgraph.errors import ConfigurationError
+from lrfgraph.options.values import nearest, toml_literal
+from lrfgraph.selection.problem import CandidateId, Choice
 
 __all__ = ["KEEP", "read_configuration", "write_configuration"]
 
 KEEP = "keep"
 
 
-def write_configuration(network: str, choices: Sequence[Mapping[str, Any]]) -> str:
+def write_configuration(network: str, choices: Sequence[Choice]) -> str:
     """Return TOML with one table per layer; a kept layer carries its reason as a comment."""
-    lines = ['# One table per layer; method = "keep" leaves a layer unfactorized.', f'model = "{network}"']
+    lines = ['# One table per layer; method = "keep" leaves a layer unfactorized.', f"model = {toml_literal(network)}"]
     for choice in choices:
-        lines += ["", f"[layers.{json.dumps(choice['layer'], ensure_ascii=False)}]"]
-        if choice["method"]:
-            lines += [f'method = "{choice["method"]}"', f'rank = "{choice["rank"]}"']
+        lines += ["", f"[layers.{toml_literal(choice.layer)}]"]
+        if choice.id is not None:
+            lines += [f"method = {toml_literal(choice.id.method)}", f"rank = {toml_literal(choice.id.rank)}"]
         else:
-            lines += [f'method = "{KEEP}"  # {choice["reason"]}']
+            lines += [f"method = {toml_literal(KEEP)}  # {choice.reason}"]
     return "\n".join(lines) + "\n"
 
 
-def read_configuration(path: str | Path, layers: Sequence[str], methods: Sequence[str]) -> list[tuple[str, str, str]]:
-    """Return (layer, method, rank) of every layer that is not kept; raises ConfigurationError.
+def read_configuration(path: str | Path, layers: Sequence[str], methods: Sequence[str]) -> list[CandidateId]:
+    """Return the candidate of every layer that is not kept; raises ConfigurationError.
 
     Layers that the file does not name are kept. Whether a rank is possible is for the method to say.
     """
@@ -42,20 +42,20 @@ def read_configuration(path: str | Path, layers: Sequence[str], methods: Sequenc
         raise ConfigurationError(f"configuration {path}: {name!r} is unknown; layers are tables [layers.NAME]")
     if not isinstance(tables, Mapping):
         raise ConfigurationError(f"configuration {path}: [layers] must hold one table per layer")
-    found = []
+    chosen = []
     for layer, table in tables.items():
         if layer not in layers:
-            raise ConfigurationError(f"configuration {path}: the model has no layer {layer!r}{_nearest(layer, layers)}")
+            raise ConfigurationError(f"configuration {path}: the model has no layer {layer!r}{nearest(layer, layers)}")
         for key in table.keys() - {"method", "rank"} if isinstance(table, Mapping) else ():
             raise ConfigurationError(f"configuration {path}: {layer}: {key!r} is unknown; a layer has method and rank")
         method = table.get("method") if isinstance(table, Mapping) else None
         if method == KEEP:
             continue
         if method not in methods:
-            said = f"method {method!r} is unknown{_nearest(str(method), methods) or ';'} choose from"
-            raise ConfigurationError(f"configuration {path}: {layer}: {said} {', '.join([*methods, KEEP])}")
-        found.append((layer, str(method), _rank(path, layer, table.get("rank"))))
-    return found
+            choices = f"method {method!r} is unknown{nearest(str(method), methods) or ';'} choose from"
+            raise ConfigurationError(f"configuration {path}: {layer}: {choices} {', '.join([*methods, KEEP])}")
+        chosen.append(CandidateId(layer, str(method), _rank(path, layer, table.get("rank"))))
+    return chosen
 
 
 def _rank(path: str | Path, layer: str, value: Any) -> str:
@@ -65,8 +65,3 @@ def _rank(path: str | Path, layer: str, value: Any) -> str:
             f'configuration {path}: {layer}: rank must be written as "8" or "24x31", received {value!r}'
         )
     return text
-
-
-def _nearest(value: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
-    return f", did you mean {close[0]!r}?" if close else ""

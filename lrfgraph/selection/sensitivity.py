@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lrfgraph.selection.problem import Candidate, loss_of, undominated_rows
+from lrfgraph.selection.problem import Candidate, CandidateId, predicted_loss, undominated_rows
 
 __all__ = ["PLACES", "calibrated", "sensitivity", "to_probe"]
 
@@ -32,18 +32,18 @@ def to_probe(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
     """
     left = _undominated(candidates)
     places = PLACES.get(count) or tuple(np.geomspace(PLACES[3][0], PLACES[3][-1], count))
-    found = []
+    picks = []
     for place in places:
         if left:
-            found.append(min(left, key=lambda c: abs(np.log(max(c.distortion, 1e-12) / place))))
-            left.remove(found[-1])
-    return found
+            picks.append(min(left, key=lambda c: abs(np.log(max(c.distortion, 1e-12) / place))))
+            left.remove(picks[-1])
+    return picks
 
 
 def _undominated(candidates: Sequence[Candidate]) -> list[Candidate]:
     if not candidates:
         return []
-    points = np.array([[c.parameters, c.macs, loss_of(c)] for c in candidates])
+    points = np.array([[c.parameters, c.macs, predicted_loss(c)] for c in candidates])
     return [candidates[index] for index in undominated_rows(points)]
 
 
@@ -57,17 +57,17 @@ def sensitivity(losses: Sequence[float], measured: Sequence[float], floor: float
     return float(np.sum(weights * x * y) / max(np.sum(weights * x * x), 1e-300))
 
 
-def calibrated(candidates: Sequence[Candidate], measured: Mapping[tuple[str, str], float]) -> tuple[Candidate, ...]:
+def calibrated(candidates: Sequence[Candidate], measured: Mapping[CandidateId, float]) -> tuple[Candidate, ...]:
     """Return one layer's candidates with the predicted loss that its probes speak for.
 
-    measured : output KL by (method, rank) of the probed candidates. The loss is the curvature's prediction where all
+    measured : output KL of the probed candidates, of any layer. The loss is the curvature's prediction where all
     candidates have one, else the distortion. Without a probe, or with probes that distort nothing, nothing changes.
     """
-    probed = [c for c in candidates if (c.method, c.rank) in measured]
-    foretold = all(c.predicted is not None for c in candidates)
-    losses = [loss_of(c) if foretold else c.distortion for c in probed]
+    probed = [c for c in candidates if c.id in measured]
+    predicted = all(c.predicted is not None for c in candidates)
+    losses = [predicted_loss(c) if predicted else c.distortion for c in probed]
     if not probed or max(losses) <= 0:
         return tuple(candidates)
-    floor = RELATIVE_FLOOR * max(losses) if foretold else FLOOR
-    slope = sensitivity(losses, [measured[c.method, c.rank] for c in probed], floor)
-    return tuple(replace(c, predicted=slope * (loss_of(c) if foretold else c.distortion)) for c in candidates)
+    floor = RELATIVE_FLOOR * max(losses) if predicted else FLOOR
+    slope = sensitivity(losses, [measured[c.id] for c in probed], floor)
+    return tuple(replace(c, predicted=slope * (predicted_loss(c) if predicted else c.distortion)) for c in candidates)

@@ -4,20 +4,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import DATA
 
 from lrfgraph import demo
-from lrfgraph.images.splits import load, preprocessing, split, targets_of
+from lrfgraph.images.preprocessing import preprocessing
+from lrfgraph.images.sources import load
+from lrfgraph.images.splits import split
 from lrfgraph.network.evaluating import measure, predict
+from lrfgraph.network.heads import HEADS
 from lrfgraph.options.recipe import DataOptions
-
-TESTS = Path(__file__).parent / "data"
 
 
 @pytest.mark.parametrize(
     ("model", "options", "shape", "at_least"),
     [
         (demo.MODEL, demo.recipe().data, (28, 28, 1), 0.985),
-        (TESTS / "tiny_cnn.keras", DataOptions(source=str(TESTS / "tiny_digits.npz"), scale=1 / 255), (14, 14, 1), 0.9),
+        (DATA / "tiny_cnn.keras", DataOptions(source=str(DATA / "tiny_digits.npz"), scale=1 / 255), (14, 14, 1), 0.9),
     ],
 )
 def test_shipped_models_are_good_on_shipped_images(
@@ -30,11 +32,11 @@ def test_shipped_models_are_good_on_shipped_images(
     test = split(dataset, options).test
     assert test is not None
     outputs = predict(network, test.images(dataset, preprocessing(options, shape)))
-    targets = targets_of(test.labels(dataset), "classification", (10,))
-    assert measure(outputs, targets, "classification")["accuracy"] >= at_least
+    head = HEADS["softmax"]
+    assert measure(outputs, head.targets(test.labels(dataset), (10,)), head)["accuracy"] >= at_least
 
 
-@pytest.mark.parametrize("folder", [demo.FOLDER, TESTS])
+@pytest.mark.parametrize("folder", [demo.FOLDER, DATA])
 def test_what_ships_is_small_and_its_licence_named(folder: Path) -> None:
     files = [file for file in folder.iterdir() if file.suffix in (".npz", ".keras")]
     assert len(files) == 2

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lrfgraph.layers.kinds import LAYER_KINDS
 from lrfgraph.layers.rows import Sampler, add_moments, cut, grouped, positions_of
-from lrfgraph.layers.spec import LAYER_KINDS, LayerSpec
+from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.network.describing import describe
 from lrfgraph.network.graph import Call, flatten
-from lrfgraph.network.recording import layer_input
+from lrfgraph.network.operations import layer_input
 from tests.network.models import LAYERS, channels_first, inputs_for, one_layer
 
 MORE = {
@@ -67,7 +68,7 @@ def test_rows_times_matrix_are_the_layers_outputs(name: str) -> None:
     rows = grouped(layer, cut(layer, seen, image, position)).astype(np.float64)
     assert rows.shape == (layer.groups, len(image), layer.width)
     made = rows @ layer.matrix(kernel)
-    if layer.family == "transposed":
+    if layer.family.scatters:
         wanted = linear(call, x)
         np.testing.assert_allclose(scattered(layer, made[0], wanted.shape), wanted, atol=2e-5)
         return

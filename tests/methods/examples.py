@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lrfgraph.layers.spec import LAYER_KINDS, Array, LayerSpec
+from lrfgraph.layers.kinds import LAYER_KINDS
+from lrfgraph.layers.spec import Array, LayerSpec
 from lrfgraph.methods import METHODS
 from lrfgraph.methods.base import Method
 
@@ -15,7 +16,7 @@ def layer(
     """Return a layer with inputs of `size` along every spatial axis ("same" padding)."""
     family = LAYER_KINDS[kind].family
     spatial = len(kernel) - 3
-    after = size * stride if family == "transposed" else -(-size // stride)
+    after = size * stride if family.scatters else -(-size // stride)
     ins, outs = kernel[0] * kernel[-2], kernel[0] * kernel[-1]
     return LayerSpec(
         name=f"{kind}-{'x'.join(map(str, kernel))}-{stride}",

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lrfgraph.layers.pieces import compose
+from lrfgraph.layers.pieces import Piece, compose
 from lrfgraph.layers.spec import Array, LayerSpec
 from lrfgraph.methods import refit as module
 from lrfgraph.methods.base import Method
-from lrfgraph.methods.refit import balance, gradients, refit
+from lrfgraph.methods.refit import equal_norms, gradients, refit
 from tests.methods.examples import NAMES, PAIRS, SHARES, correlated_moments, fit, random_kernel
 
 FEW = [index for index, (_, spec) in enumerate(PAIRS) if spec.weights <= 2000]
 PAIRS_FEW, NAMES_FEW = [PAIRS[i] for i in FEW], [NAMES[i] for i in FEW]
-LAST = [i for i in FEW if PAIRS[i][0].name in ("tucker", "cp", "tt") and PAIRS[i][1].rows == "patch"]
-PAIRS_LAST, NAMES_LAST = [PAIRS[i] for i in LAST], [NAMES[i] for i in LAST]
 
 
 def chain(method: Method, spec: LayerSpec, seed: int = 0) -> tuple[Any, list[Array]]:
@@ -27,6 +26,14 @@ def chain(method: Method, spec: LayerSpec, seed: int = 0) -> tuple[Any, list[Arr
     rank = ranks[len(ranks) // 2] if ranks else method.full_rank(spec)
     assert rank is not None
     return method.pieces(spec, rank), [w.astype(np.float64) for w in fit(method, spec, kernel, rank)]
+
+
+def pairs_whose(
+    chains: Callable[[LayerSpec, Sequence[Piece]], bool],
+) -> tuple[list[tuple[Method, LayerSpec]], list[str]]:
+    """The pairs whose chains are of one form, and their names."""
+    fitting = [i for i in FEW if chains(PAIRS[i][1], chain(*PAIRS[i])[0])]
+    return [PAIRS[i] for i in fitting], [NAMES[i] for i in fitting]
 
 
 def matrix(spec: LayerSpec, pieces: Any, weights: Any) -> Array:
@@ -57,11 +64,15 @@ def test_gradients_are_the_differences(method: Method, spec: LayerSpec) -> None:
         assert change == pytest.approx(np.sum(gradient * step), rel=1e-8, abs=1e-8 * (1 + abs(start)))
 
 
+PAIRS_LAST, NAMES_LAST = pairs_whose(
+    lambda spec, pieces: module._last_is_matrix(spec, pieces) and not module._is_matrix_pair(spec, pieces)
+)
+
+
 @pytest.mark.parametrize(("method", "spec"), PAIRS_LAST, ids=NAMES_LAST)
 def test_a_last_piece_that_is_a_matrix_ends_at_its_best(method: Method, spec: LayerSpec) -> None:
     """It follows from the others in closed form: whatever the steps, its gradient is zero."""
     pieces, weights = chain(method, spec)
-    assert module._last_is_matrix(spec, pieces)
     g = moments_of(spec) + 1e-3 * np.eye(spec.width)
     c = np.random.default_rng(2).normal(size=(spec.groups, spec.width, spec.outputs))
     found = refit(spec, pieces, weights, g, c, ridge=0.0, steps=2)
@@ -104,10 +115,10 @@ def test_a_large_ridge_holds_on_to_the_start(method: Method, spec: LayerSpec) ->
     np.testing.assert_allclose(found, start, atol=1e-4 * np.abs(start).max())
 
 
-MATRICES = [(m, s) for m, s in PAIRS_FEW if m.name in ("svd", "svd_channel", "qr") and s.family != "transposed"]
+MATRICES, MATRIX_NAMES = pairs_whose(module._is_matrix_pair)
 
 
-@pytest.mark.parametrize(("method", "spec"), MATRICES, ids=[f"{m.name}-{s.name}" for m, s in MATRICES])
+@pytest.mark.parametrize(("method", "spec"), MATRICES, ids=MATRIX_NAMES)
 def test_the_closed_form_is_no_worse_than_descent(
     method: Method, spec: LayerSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,8 +150,8 @@ def test_balance_equals_norms_and_keeps_the_product() -> None:
     method, spec = next((m, s) for m, s in PAIRS_FEW if m.name == "tucker")
     pieces, weights = chain(method, spec)
     uneven = [weights[0] * 100, weights[1] / 7, weights[2] * 3]
-    even = balance(uneven)
+    even = equal_norms(uneven)
     np.testing.assert_allclose(matrix(spec, pieces, even), matrix(spec, pieces, uneven), rtol=1e-9, atol=1e-12)
     assert np.ptp([np.linalg.norm(w) for w in even]) < 1e-9
     nothing = [np.zeros(3), np.ones(3)]
-    assert all(a is b for a, b in zip(balance(nothing), nothing, strict=True))
+    assert all(a is b for a, b in zip(equal_norms(nothing), nothing, strict=True))

@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 
 from lrfgraph.layers.similarity import output_error
-from lrfgraph.layers.spec import native
-from lrfgraph.network.curvature import SOFTNESS, _temperature, curvature, linear_output
+from lrfgraph.network.curvature import SOFTNESS, _temperature, curvature
 from lrfgraph.network.describing import describe
 from lrfgraph.network.graph import Call, flatten, run
+from lrfgraph.network.heads import HEADS
+from lrfgraph.network.operations import linear_output
 from lrfgraph.network.recording import record
 from tests.network.models import randomize, shared
 
 SEED = 7
 
 
-def net(output: str) -> Any:
+def net(head: str) -> Any:
     """Non-overlapping patches, so that errors at neighbouring positions are independent (as K-FAC has it)."""
     import keras
 
@@ -27,7 +28,7 @@ def net(output: str) -> Any:
     y = k.Conv2D(5, 2, strides=2, activation="relu", name="conv")(x)
     y = k.Dense(8, name="hidden")(k.Flatten()(y))
     y = k.BatchNormalization(name="norm")(y)
-    y = k.Dense(4, name="head", activation="softmax" if output == "probabilities" else None)(k.ReLU()(y))
+    y = k.Dense(4, name="head", activation="softmax" if head == "softmax" else None)(k.ReLU()(y))
     return randomize(keras.Model(x, y), 3)
 
 
@@ -50,16 +51,16 @@ def test_a_layers_linear_output_leaves_the_layer_as_it_is() -> None:
     np.testing.assert_array_equal(np.asarray(finish(linear)), y)
 
 
-@pytest.mark.parametrize("output", ["probabilities", "logits", "values"])
-def test_a_layers_curvature_does_not_depend_on_what_else_is_asked_for(output: str) -> None:
-    model = net(output)
+@pytest.mark.parametrize("head", ["softmax", "logits", "values"])
+def test_a_layers_curvature_does_not_depend_on_what_else_is_asked_for(head: str) -> None:
+    model = net(head)
     layers = [layer for layer in describe(model).layers if layer.kind]
     images = images_of(64)
-    whole = curvature(model, layers, images, output, SEED, softness=0)
+    whole = curvature(model, layers, images, HEADS[head], SEED, softness=0)
     assert len(layers) == 3
     for layer, h in zip(layers, whole, strict=True):
         np.testing.assert_allclose(
-            curvature(model, [layer], images, output, SEED, softness=0)[0], h, rtol=1e-6, atol=1e-9
+            curvature(model, [layer], images, HEADS[head], SEED, softness=0)[0], h, rtol=1e-6, atol=1e-9
         )
 
 
@@ -93,12 +94,12 @@ def jacobian(model: Any, path: str, x: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return np.asarray(y), found.reshape(len(x), y.shape[1], -1, found.shape[-1])
 
 
-@pytest.mark.parametrize("output", ["probabilities", "logits"])
+@pytest.mark.parametrize("head", ["softmax", "logits"])
 @pytest.mark.parametrize("path", ["conv", "hidden", "head"])
-def test_h_equals_explicit_gradients_of_every_image(output: str, path: str) -> None:
-    model, x = net(output), images_of(40)
+def test_h_equals_explicit_gradients_of_every_image(head: str, path: str) -> None:
+    model, x = net(head), images_of(40)
     layer = next(layer for layer in describe(model).layers if layer.name == path)
-    (ours,) = curvature(model, [layer], x, output, SEED, batch=64, softness=0)
+    (ours,) = curvature(model, [layer], x, HEADS[head], SEED, batch=64, softness=0)
     logits, slope = jacobian(model, path, x)
     p = softmax(logits.astype(np.float64))
     draw = np.random.default_rng(SEED).random(len(x)).astype(np.float32)
@@ -110,7 +111,7 @@ def test_h_equals_explicit_gradients_of_every_image(output: str, path: str) -> N
 def test_h_of_values_is_that_of_signed_sums_over_the_outputs_power() -> None:
     model, x = net("values"), images_of(40)
     layer = next(layer for layer in describe(model).layers if layer.name == "hidden")
-    (ours,) = curvature(model, [layer], x, "values", SEED, batch=64)
+    (ours,) = curvature(model, [layer], x, HEADS["values"], SEED, batch=64)
     y, slope = jacobian(model, "hidden", x)
     signs = np.where(np.random.default_rng(SEED).random(y.shape).astype(np.float32) < 0.5, -1, 1)
     g = np.einsum("nk,nkso->nso", signs, slope) / np.sqrt(0.5 * np.mean(np.sum(y * y, axis=1)))
@@ -120,9 +121,9 @@ def test_h_of_values_is_that_of_signed_sums_over_the_outputs_power() -> None:
 def perturbed(model: Any, layer: Any, kernel: np.ndarray, error: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Outputs with one layer's kernel moved by `error`, (groups, width, outputs)."""
     operation = model.get_layer(layer.name)
-    operation.kernel.assign(native(layer.family, kernel + error.reshape(layer.kernel)))
+    operation.kernel.assign(layer.family.order.native(kernel + error.reshape(layer.kernel)))
     made = np.asarray(model(x, training=False), np.float64)
-    operation.kernel.assign(native(layer.family, kernel))
+    operation.kernel.assign(layer.family.order.native(kernel))
     return made
 
 
@@ -130,15 +131,15 @@ def kl(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.mean(np.sum(first * (np.log(first) - np.log(second)), axis=1)))
 
 
-@pytest.mark.parametrize("output", ["probabilities", "logits", "values"])
+@pytest.mark.parametrize("head", ["softmax", "logits", "values"])
 @pytest.mark.parametrize("path", ["conv", "hidden", "head"])
-def test_the_prediction_is_what_a_small_error_does(output: str, path: str) -> None:
+def test_the_prediction_is_what_a_small_error_does(head: str, path: str) -> None:
     """½·tr(H Eᵀ G E) within a factor of two of the measured KL, or relative squared error."""
-    model, x = net(output), images_of(600)
+    model, x = net(head), images_of(600)
     described = describe(model)
     index, layer = next((i, layer) for i, layer in enumerate(described.layers) if layer.name == path)
     kernel = described.arrays[f"layers/{index}/kernel"].astype(np.float64)
-    (h,) = curvature(model, [layer], x, output, SEED, softness=0)
+    (h,) = curvature(model, [layer], x, HEADS[head], SEED, softness=0)
     (recorded,) = record(model, [layer], x, moment_rows=10**6)
     assert recorded.moments is not None
     original = np.asarray(model(x, training=False), np.float64)
@@ -146,10 +147,10 @@ def test_the_prediction_is_what_a_small_error_does(output: str, path: str) -> No
     for _ in range(6):
         error = 0.02 * rng.normal(size=(layer.groups, layer.width, layer.outputs))
         made = perturbed(model, layer, kernel, error, x)
-        if output == "values":
+        if head == "values":
             measured = float(np.sum((made - original) ** 2) / np.sum(original**2))
         else:
-            measured = kl(*((original, made) if output == "probabilities" else (softmax(original), softmax(made))))
+            measured = kl(*((original, made) if head == "softmax" else (softmax(original), softmax(made))))
         ratios.append(output_error(error, recorded.moments, h) / measured)
     assert 0.5 < np.exp(np.mean(np.log(ratios))) < 2.0
 
@@ -160,11 +161,11 @@ def test_all_layers_at_once_equal_each_alone_and_calls_add_up() -> None:
     layers = [layer for layer in describe(model).layers if layer.kind]
     seen: list[tuple[int, int]] = []
     together = curvature(
-        model, layers, x, "values", SEED, batch=5, progress=lambda done, total, _: seen.append((done, total))
+        model, layers, x, HEADS["values"], SEED, batch=5, progress=lambda done, total, _: seen.append((done, total))
     )
     assert seen == [(5, 12), (10, 12), (12, 12)]
     for layer, h in zip(layers, together, strict=True):
-        (alone,) = curvature(model, [layer], x, "values", SEED, batch=5)
+        (alone,) = curvature(model, [layer], x, HEADS["values"], SEED, batch=5)
         np.testing.assert_allclose(h, alone, rtol=1e-4)
         assert h.shape == (layer.groups, layer.outputs, layer.outputs)
         assert np.linalg.eigvalsh(h).min() >= -1e-6 * np.linalg.eigvalsh(h).max()

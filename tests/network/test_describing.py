@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from lrfgraph.errors import ModelError
-from lrfgraph.layers.spec import LAYER_KINDS, LayerSpec, canonical, native
+from lrfgraph.layers.kinds import LAYER_KINDS
+from lrfgraph.layers.spec import LayerSpec
+from lrfgraph.network.counting import count
 from lrfgraph.network.describing import Description, describe
-from lrfgraph.network.rebuilding import count
 from tests.network.models import LAYERS, MODELS, inputs_for, outputs_of
 
 
@@ -43,9 +44,9 @@ def test_every_kind_is_described() -> None:
         kinds.add(spec.kind)
         kernel = found.arrays[f"layers/{found.layers.index(spec)}/kernel"]
         assert kernel.shape == spec.kernel
-        held = np.asarray(layer.pointwise_kernel if spec.family == "separable" else layer.kernel)
-        np.testing.assert_array_equal(native(spec.family, kernel), held)
-        np.testing.assert_array_equal(canonical(spec.family, held, spec.groups), kernel)
+        weight = np.asarray(getattr(layer, spec.family.kernel))
+        np.testing.assert_array_equal(spec.family.order.native(kernel), weight)
+        np.testing.assert_array_equal(spec.family.order.canonical(weight, spec.groups), kernel)
         assert spec.output_shapes == (tuple(layer.output.shape[1:]),)
         assert spec.bias == layer.use_bias
     assert kinds == set(LAYER_KINDS)
@@ -198,28 +199,22 @@ def test_what_has_no_kernel_says_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("units", "activation", "kind", "task"),
+    ("units", "activation", "head"),
     [
-        (3, "softmax", "probabilities", "classification"),
-        (1, "sigmoid", "probabilities", "classification"),
-        (3, None, "logits", "classification"),
-        (1, None, "values", "regression"),
-        (4, "sigmoid", "values", "regression"),
+        (3, "softmax", "softmax"),
+        (1, "sigmoid", "binary"),
+        (3, None, "logits"),
+        (1, None, "values"),
+        (5, "sigmoid", "multilabel"),
+        (4, "sigmoid", "values"),  # as wide as the input: it may give back what it is given
     ],
 )
-def test_what_the_output_is(units: int, activation: str | None, kind: str, task: str) -> None:
+def test_what_the_output_may_mean(units: int, activation: str | None, head: str) -> None:
     import keras
 
     x = keras.Input((4,))
     structure = describe(keras.Model(x, keras.layers.Dense(units, activation=activation)(x))).structure
-    assert (structure["output"], structure["task"]) == (kind, task)
-
-
-def test_the_structure_finds_a_shortcut() -> None:
-    structure = describe(MODELS["residual"]()).structure
-    add = next(call for call in structure["calls"] if call["class"] == "Add")
-    made_by = {slot: call for call in structure["calls"] for slot in call["outputs"]}
-    assert [made_by[slot]["class"] for slot in add["inputs"]] == ["Conv2D", "Relu"]
+    assert (structure["activation"], structure["head"]) == (activation or "linear", head)
 
 
 def test_describing_leaves_the_model_alone() -> None:

@@ -11,6 +11,7 @@ from lrfgraph.layers.rows import cut, grouped
 from lrfgraph.network import recording
 from lrfgraph.network.describing import describe
 from lrfgraph.network.graph import flatten, run
+from lrfgraph.network.operations import layer_input
 from lrfgraph.network.recording import record
 from tests.network.models import GRAPHS, nested, randomize, residual, shared
 
@@ -26,7 +27,7 @@ def all_rows(model: Any, layer: Any, images: np.ndarray) -> np.ndarray:
     found = []
     for call in program.calls:
         if call.path == layer.name:
-            x = np.asarray(recording.layer_input(call.operation, layer, values[call.inputs[0]]))
+            x = np.asarray(layer_input(call.operation, layer, values[call.inputs[0]]))
             grid = int(np.prod(call.operation.compute_output_shape(x.shape)[1:-1]))
             found.append(cut(layer, x, np.repeat(np.arange(len(images)), grid), np.tile(np.arange(grid), len(images))))
     return np.concatenate(found)

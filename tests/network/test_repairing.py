@@ -1,4 +1,4 @@
-"""Repair: lower errors where that is possible, nothing changed where it is not, a walk that can be taken up again."""
+"""Repair: lower errors where that is possible, nothing changed where it is not, streams that can be taken up again."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from lrfgraph.layers.pieces import compose, whole
-from lrfgraph.layers.spec import native
 from lrfgraph.methods import METHODS
 from lrfgraph.methods.refit import refit
 from lrfgraph.network.curvature import curvature
 from lrfgraph.network.describing import Description, describe
+from lrfgraph.network.heads import HEADS
+from lrfgraph.network.operations import assign_weights, shift_batchnorm
 from lrfgraph.network.rebuilding import Chain, rebuild
-from lrfgraph.network.repair.streams import Refitted, Replaced, Walk, assign, shift_batchnorm
+from lrfgraph.network.repair.streams import FitOptions, Refit, Streams, Substitute
 from tests.network.models import randomize
 
 IMAGES = 160
@@ -48,25 +49,25 @@ def images_of(count: int = IMAGES, seed: int = 2) -> np.ndarray:
     return smooth.astype("float32")
 
 
-def replaced(described: Description, name: str, method: str, rank: tuple[int, ...] | None) -> Replaced:
+def replaced(described: Description, name: str, method: str, rank: tuple[int, ...] | None) -> Substitute:
     index, layer = next((i, layer) for i, layer in enumerate(described.layers) if layer.name == name)
     table = METHODS[method]
     rank = table.full_rank(layer) if rank is None else rank
     assert rank is not None
     prepared = table.prepare(layer, described.arrays[f"layers/{index}/kernel"].astype(np.float64))
-    return Replaced(layer, table.pieces(layer, rank), table.factorize(layer, prepared, rank))
+    return Substitute(layer, table.pieces(layer, rank), table.factorize(layer, prepared, rank))
 
 
-def plans_of(model: Any) -> list[Replaced]:
+def plans_of(model: Any) -> list[Substitute]:
     described = describe(model)
     return [replaced(described, name, *how) for name, how in LOW.items()]
 
 
-def repair(walk: Walk, plans: Sequence[Replaced], rounds: int = 2) -> list[Refitted]:
-    return [walk.refit(plan, SOLVE, 4000, rounds, 1e-3, 0) for plan in plans]
+def repair(streams: Streams, plans: Sequence[Substitute], rounds: int = 2) -> list[Refit]:
+    return [streams.refit(plan, SOLVE, FitOptions(4000, rounds, 1e-3, 0)) for plan in plans]
 
 
-def rebuilt(model: Any, plans: Sequence[Replaced], found: Sequence[Refitted | None]) -> Any:
+def rebuilt(model: Any, plans: Sequence[Substitute], found: Sequence[Refit | None]) -> Any:
     """The model of plain layers that a configuration and its repair stand for."""
     chains, shifts = {}, {}
     for plan, new in zip(plans, found, strict=True):
@@ -92,7 +93,7 @@ def relative(made: np.ndarray, wanted: np.ndarray) -> float:
 def test_repair_lowers_the_error_of_every_layer_and_of_the_whole(activation: str) -> None:
     model, fresh = net(activation), images_of(60, 3)
     plans = plans_of(model)
-    found = repair(Walk(model, images_of()), plans)
+    found = repair(Streams(model, images_of()), plans)
     for new in found:
         assert not new.kept
         assert 0 < new.after < new.before
@@ -105,7 +106,7 @@ def test_rounds_after_a_relu_let_it_cut_off_more() -> None:
     """The first layer's held-out error after its ReLU: rounds may only lower it."""
     model = net()
     (plan, *_) = plans_of(model)
-    none, two = (repair(Walk(model, images_of()), [plan], rounds)[0] for rounds in (0, 2))
+    none, two = (repair(Streams(model, images_of()), [plan], rounds)[0] for rounds in (0, 2))
     assert two.after < none.after < two.before == none.before
 
 
@@ -113,11 +114,11 @@ def test_the_rebuilt_network_is_the_compressed_stream() -> None:
     """A BatchNorm takes up the bias of a convolution that has none; the original is left as it was."""
     model, images = net(), images_of()
     before, seen = [np.asarray(v).copy() for v in model.variables], images.copy()
-    plans, walk = plans_of(model), Walk(model, images)
-    found = repair(walk, plans)
-    walk._go_to(len(walk.program.calls))
-    (slot,) = walk.program.outputs
-    original, compressed = walk.streams[slot]
+    plans, streams = plans_of(model), Streams(model, images)
+    found = repair(streams, plans)
+    streams.go_to(len(streams.graph.calls))
+    (slot,) = streams.graph.outputs
+    original, compressed = streams.values[slot]
     np.testing.assert_allclose(original, outputs(model, images), atol=1e-5)
     np.testing.assert_allclose(compressed, outputs(rebuilt(model, plans, found), images), atol=2e-4)
     assert found[0].bias is not None
@@ -132,13 +133,13 @@ def test_kept_layers_are_refitted_to_what_they_receive() -> None:
     described = describe(model)
     layers = {layer.name: layer for layer in described.layers}
     (plan,) = (plan for plan in plans_of(model) if plan.layer.name == "inner")
-    walk = Walk(model, images)
+    streams = Streams(model, images)
     before, change, after = (
-        walk.refit(each, SOLVE, 4000, 2, 1e-3, 0)
+        streams.refit(each, SOLVE, FitOptions(4000, 2, 1e-3, 0))
         for each in (
-            Replaced(layers["stem"], (whole(layers["stem"]),), ()),
+            Substitute(layers["stem"], (whole(layers["stem"]),), ()),
             plan,
-            Replaced(layers["outer"], (whole(layers["outer"]),), ()),
+            Substitute(layers["outer"], (whole(layers["outer"]),), ()),
         )
     )
     assert before.kept
@@ -147,36 +148,36 @@ def test_kept_layers_are_refitted_to_what_they_receive() -> None:
     made = rebuilt(model, [plan], [change])
     error = np.square(outputs(made, images) - outputs(model, images)).mean()
     assert after.bias is not None
-    assign(made, "outer", native("convolution", after.weights[0]), after.bias)
+    assign_weights(made, "outer", layers["outer"].family.order.native(after.weights[0]), after.bias)
     assert np.square(outputs(made, images) - outputs(model, images)).mean() < error
 
 
-def test_a_walk_taken_up_again_equals_one_from_the_start() -> None:
+def test_streams_taken_up_again_equal_those_from_the_start() -> None:
     model, images = net(), images_of()
     plans = plans_of(model)
-    whole = repair(Walk(model, images), plans)
+    whole = repair(Streams(model, images), plans)
     for known in (1, 3):
-        again = Walk(model, images)
+        again = Streams(model, images)
         for plan, new in zip(plans[:known], whole[:known], strict=True):
-            again.know(plan, new)
+            again.adopt(plan, new)
         for ours, theirs in zip(repair(again, plans[known:]), whole[known:], strict=True):
             for a, b in zip(ours.weights, theirs.weights, strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
             assert ours.after == pytest.approx(theirs.after, rel=1e-3)
 
 
-def test_a_walk_goes_on_only_from_its_own_past() -> None:
+def test_streams_go_on_only_from_their_own_past() -> None:
     model = net()
-    plans, walk = plans_of(model), Walk(model, images_of())
-    assert walk.can_go_on({}, "stem")
-    first, second = repair(walk, plans[:2])
+    plans, streams = plans_of(model), Streams(model, images_of())
+    assert streams.can_go_on({}, "stem")
+    first, second = repair(streams, plans[:2])
     past = {"stem": first, "inner": second}
-    assert walk.can_go_on(past, "outer")
-    assert walk.can_go_on(past, "inner")
-    assert not walk.can_go_on(past, "stem")
-    assert not walk.can_go_on({"stem": first}, "outer")
-    moved = Refitted((first.weights[0] + 1e-3, *first.weights[1:]), first.bias, 0, 0, False)
-    assert not walk.can_go_on(past | {"stem": moved}, "outer")
+    assert streams.can_go_on(past, "outer")
+    assert streams.can_go_on(past, "inner")
+    assert not streams.can_go_on(past, "stem")
+    assert not streams.can_go_on({"stem": first}, "outer")
+    moved = Refit((first.weights[0] + 1e-3, *first.weights[1:]), first.bias, 0, 0, False)
+    assert not streams.can_go_on(past | {"stem": moved}, "outer")
 
 
 def test_an_exact_replacement_changes_nothing() -> None:
@@ -185,7 +186,7 @@ def test_an_exact_replacement_changes_nothing() -> None:
     plans = [
         replaced(described, n, m, None) for n, m in (("stem", "svd_channel"), ("inner", "tucker"), ("head", "svd"))
     ]
-    found = repair(Walk(model, images), plans)
+    found = repair(Streams(model, images), plans)
     for plan, new in zip(plans, found, strict=True):
         assert new.before < 1e-10
         assert new.after <= new.before
@@ -201,7 +202,7 @@ def test_a_refit_that_does_not_help_is_not_taken() -> None:
     def spoil(layer: Any, pieces: Any, weights: Any, moments: Any, cross: Any, ridge: float) -> list[np.ndarray]:
         return [100 * np.ones_like(w) for w in weights]
 
-    found = Walk(model, images_of()).refit(plan, spoil, 4000, 2, 1e-3, 0)
+    found = Streams(model, images_of()).refit(plan, spoil, FitOptions(4000, 2, 1e-3, 0))
     assert found.after <= found.before
     for new, old in zip(found.weights, plan.weights, strict=True):
         np.testing.assert_array_equal(new, old)
@@ -211,11 +212,11 @@ def test_curvature_says_which_outputs_matter() -> None:
     """With H the refit favours what the network minds: the output's error falls below that of the plain refit."""
     model, images = net(), images_of()
     plans = plans_of(model)[2:3]
-    (h,) = curvature(model, [plans[0].layer], images, "values")
-    minding = [Replaced(plan.layer, plan.pieces, plan.weights, h) for plan in plans]
+    (h,) = curvature(model, [plans[0].layer], images, HEADS["values"])
+    minding = [Substitute(plan.layer, plan.pieces, plan.weights, h) for plan in plans]
     wanted = outputs(model, images)
     plain, weighted = (
-        relative(outputs(rebuilt(model, each, repair(Walk(model, images), each, 0)), images), wanted)
+        relative(outputs(rebuilt(model, each, repair(Streams(model, images), each, 0)), images), wanted)
         for each in (plans, minding)
     )
     assert weighted < plain
@@ -224,10 +225,10 @@ def test_curvature_says_which_outputs_matter() -> None:
 def test_streams_that_do_not_fit_in_memory_live_in_files(tmp_path: Path) -> None:
     model, images = net(), images_of()
     plans = plans_of(model)
-    roomy = repair(Walk(model, images), plans[:2])
-    walk = Walk(model, images, 100_000, lambda: tmp_path)
-    tight = repair(walk, plans[:2])
-    assert walk.space.count > 0
+    roomy = repair(Streams(model, images), plans[:2])
+    streams = Streams(model, images, 100_000, lambda: tmp_path)
+    tight = repair(streams, plans[:2])
+    assert streams.space.count > 0
     assert not list(tmp_path.iterdir())
     for ours, theirs in zip(tight, roomy, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(ours.weights, theirs.weights, strict=True))
@@ -240,6 +241,6 @@ def test_transposed_layers_are_left_alone() -> None:
     x = keras.Input((4, 4, 6))
     model = randomize(keras.Model(x, k.Conv2DTranspose(5, 3, strides=2, name="up")(x)))
     plan = replaced(describe(model), "up", "tucker", (2, 2))
-    found = Walk(model, np.ones((16, 4, 4, 6), "float32")).refit(plan, SOLVE, 100, 1, 1e-3, 0)
+    found = Streams(model, np.ones((16, 4, 4, 6), "float32")).refit(plan, SOLVE, FitOptions(100, 1, 1e-3, 0))
     assert found.kept
     assert found.weights is plan.weights

@@ -9,7 +9,8 @@ import pytest
 
 from lrfgraph.errors import DataError
 from lrfgraph.network.evaluating import measure, predict
-from lrfgraph.network.training import CHECKPOINT, finetune, moved
+from lrfgraph.network.heads import HEADS, head_of
+from lrfgraph.network.training import CHECKPOINT, Split, finetune, moved
 from lrfgraph.options.recipe import FinetuneOptions
 
 RANDOM = np.random.default_rng(0)
@@ -29,6 +30,8 @@ def blobs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 X, Y = blobs(160, 0)
 X_VAL, Y_VAL = blobs(96, 1)
+TRAINING, VALIDATION = Split(X, Y), Split(X_VAL, Y_VAL)
+SOFTMAX = HEADS["softmax"]
 
 
 def network(seed: int, *, units: int = 3, end: str | None = "softmax", dropout: float = 0.0) -> Any:
@@ -54,7 +57,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A network trained on labels alone."""
     model = network(0)
     options = replace(OPTIONS, alpha=0.0, epochs=4)
-    return finetune(model, network(9), X, Y, X_VAL, Y_VAL, options, "classification", tmp_path_factory.mktemp("t"))[0]
+    return finetune(model, network(9), TRAINING, VALIDATION, options, SOFTMAX, tmp_path_factory.mktemp("t"))[0]
 
 
 def weights(model: Any) -> list[np.ndarray]:
@@ -62,7 +65,7 @@ def weights(model: Any) -> list[np.ndarray]:
 
 
 def accuracy(model: Any) -> float:
-    return float(measure(predict(model, X_VAL), Y_VAL, "classification")["accuracy"])
+    return float(measure(predict(model, X_VAL), Y_VAL, SOFTMAX)["accuracy"])
 
 
 # ---- prediction and measures
@@ -101,37 +104,6 @@ def test_predict_takes_several_inputs_as_a_list_but_not_one_array() -> None:
         predict(two, a)
 
 
-@pytest.mark.parametrize(
-    ("outputs", "targets"),
-    [
-        ([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.1, 0.9]], [0, 1, 0, 0]),
-        ([[5.0, -3.0], [-2.0, 8.0], [60.0, 4.0], [1.0, 9.0]], [0, 1, 0, 0]),
-        ([[5.0, -3.0], [-2.0, 8.0], [60.0, 4.0], [1.0, 9.0]], [[1, 0], [0, 1], [1, 0], [1, 0]]),
-        ([[0.1], [0.8], [0.4], [0.9]], [0, 1, 0, 0]),
-        ([[-3.0], [8.0], [-4.0], [9.0]], [0, 1, 0, 0]),
-        ([[-3.0], [8.0], [-4.0], [9.0]], [[0], [1], [0], [0]]),
-    ],
-)
-def test_accuracy_and_its_standard_error(outputs: list[list[float]], targets: list[Any]) -> None:
-    measured = measure(np.array(outputs), np.array(targets), "classification")
-    assert measured == {"n": 4, "accuracy": 0.75, "accuracy_se": pytest.approx(np.sqrt(0.75 * 0.25 / 4))}
-
-
-def test_mean_squared_error() -> None:
-    outputs = RANDOM.random((1100, 4, 4, 1))
-    targets = RANDOM.random((1100, 4, 4, 1))
-    each = ((outputs - targets) ** 2).mean((1, 2, 3))
-    measured = measure(outputs, targets, "regression")
-    assert measured["mse"] == pytest.approx(each.mean())
-    assert measured["mse_se"] == pytest.approx(each.std() / np.sqrt(1100))
-
-
-def test_what_cannot_be_compared_is_not_measured() -> None:
-    assert measure(np.ones((3, 2)), None, "classification") == {"n": 3}
-    assert measure(np.ones((3, 2)), np.ones((3, 6, 6, 1)), "classification") == {"n": 3}
-    assert measure(np.ones((3, 2)), np.ones((3, 5)), "regression") == {"n": 3}
-
-
 # ---- shifts and mirrors
 
 
@@ -163,8 +135,9 @@ def test_a_student_learns_from_its_teacher(teacher: Any, end: str | None, labels
     student, original = network(1, end=end), network(0, end=end)
     original.set_weights(teacher.get_weights())
     before = accuracy(student)
-    labels_val = None if labels is None else Y_VAL
-    tuned, history = finetune(student, original, X, labels, X_VAL, labels_val, OPTIONS, "classification", tmp_path)
+    validation = Split(X_VAL, None if labels is None else Y_VAL)
+    head = HEADS["logits" if end is None else end]
+    tuned, history = finetune(student, original, Split(X, labels), validation, OPTIONS, head, tmp_path)
     assert tuned is student
     assert accuracy(tuned) > max(before, 0.8)
     assert [entry["epoch"] for entry in history] == [1, 2, 3]
@@ -181,17 +154,18 @@ def test_probabilities_and_logits_train_alike(teacher: Any, tmp_path: Path) -> N
         original.set_weights(teacher.get_weights())
         scratch = tmp_path / str(end)
         scratch.mkdir()
-        trained.append(finetune(student, original, X, Y, X_VAL, Y_VAL, OPTIONS, "classification", scratch)[1])
+        head = HEADS["logits" if end is None else end]
+        trained.append(finetune(student, original, TRAINING, VALIDATION, OPTIONS, head, scratch)[1])
     np.testing.assert_allclose([e["loss"] for e in trained[0]], [e["loss"] for e in trained[1]], rtol=1e-3)
 
 
-def test_one_sigmoid_output(tmp_path: Path) -> None:
-    y, y_val = (Y == 0).astype(np.int64), (Y_VAL == 0).astype(np.int64)
-    student = network(1, units=1, end="sigmoid")
+@pytest.mark.parametrize("end", ["sigmoid", None])
+def test_one_output_says_yes_or_no(end: str | None, tmp_path: Path) -> None:
+    training, validation = Split(X, (Y == 0).astype(np.int64)), Split(X_VAL, (Y_VAL == 0).astype(np.int64))
+    student, original = (network(seed, units=1, end=end) for seed in (1, 2))
     options = replace(OPTIONS, alpha=0.2, epochs=4)
-    _, history = finetune(
-        student, network(2, units=1, end="sigmoid"), X, y, X_VAL, y_val, options, "classification", tmp_path
-    )
+    head = head_of("binary", end or "linear")
+    _, history = finetune(student, original, training, validation, options, head, tmp_path)
     assert max(entry["accuracy"] for entry in history) > 0.85
 
 
@@ -208,8 +182,9 @@ def test_regression_follows_the_teacher_and_own_input(tmp_path: Path) -> None:
     student = autoencoder(1)
     options = replace(OPTIONS, crop=1, alpha=0.1)
     before = predict(student, X_VAL)
-    tuned, history = finetune(student, autoencoder(0), X, None, X_VAL, None, options, "regression", tmp_path)
-    assert measure(predict(tuned, X_VAL), X_VAL, "regression")["mse"] < 0.5 * np.square(before - X_VAL).mean()
+    values = HEADS["values"]
+    tuned, history = finetune(student, autoencoder(0), Split(X), Split(X_VAL), options, values, tmp_path)
+    assert measure(predict(tuned, X_VAL), X_VAL, values)["mse"] < 0.5 * np.square(before - X_VAL).mean()
     assert history[-1]["mse"] < history[0]["mse"]
 
 
@@ -234,7 +209,7 @@ def test_an_interrupted_training_goes_on_to_the_same_result(
 
     def arguments(scratch: str) -> tuple[Any, ...]:
         student = network(1, dropout=0.2)
-        return student, teacher, X, Y, X_VAL, Y_VAL, options, "classification", tmp_path / scratch
+        return student, teacher, TRAINING, VALIDATION, options, SOFTMAX, tmp_path / scratch
 
     whole, history = finetune(*arguments("whole"))
     with pytest.raises(StoppedError):
@@ -251,7 +226,7 @@ def test_an_interrupted_training_goes_on_to_the_same_result(
 @pytest.mark.parametrize("damage", [b"", b"no archive", None])
 def test_a_damaged_checkpoint_starts_anew(teacher: Any, damage: bytes | None, tmp_path: Path) -> None:
     options = replace(OPTIONS, epochs=1)
-    arguments = (teacher, X, Y, X_VAL, Y_VAL, options, "classification", tmp_path)
+    arguments = (teacher, TRAINING, VALIDATION, options, SOFTMAX, tmp_path)
     finetune(network(1), *arguments)
     path = tmp_path / CHECKPOINT
     content = path.read_bytes()
@@ -267,7 +242,7 @@ def test_training_that_only_harms_changes_nothing(teacher: Any, tmp_path: Path) 
     student = network(0)
     student.set_weights(teacher.get_weights())
     options = replace(OPTIONS, epochs=1, learning_rate=1e3)
-    _, history = finetune(student, teacher, X, Y, X_VAL, Y_VAL, options, "classification", tmp_path)
+    _, history = finetune(student, teacher, TRAINING, VALIDATION, options, SOFTMAX, tmp_path)
     for a, b in zip(weights(student), weights(teacher), strict=True):
         np.testing.assert_array_equal(a, b)
     assert not history[0]["kept"]
@@ -277,7 +252,7 @@ def test_no_epochs_leave_the_student_untouched(teacher: Any, tmp_path: Path) -> 
     student = network(1)
     before = weights(student)
     options = replace(OPTIONS, epochs=0)
-    assert finetune(student, teacher, X, Y, X_VAL, Y_VAL, options, "classification", tmp_path)[1] == []
+    assert finetune(student, teacher, TRAINING, VALIDATION, options, SOFTMAX, tmp_path)[1] == []
     assert all(np.array_equal(a, b) for a, b in zip(before, weights(student), strict=True))
     assert not list(tmp_path.iterdir())
 
@@ -286,7 +261,7 @@ def test_frozen_layers_learn_and_stay_marked_as_frozen(teacher: Any, tmp_path: P
     student = network(1)
     student.get_layer("conv").trainable = False
     before = student.get_layer("conv").get_weights()[0]
-    finetune(student, teacher, X, Y, X_VAL, Y_VAL, OPTIONS, "classification", tmp_path)
+    finetune(student, teacher, TRAINING, VALIDATION, OPTIONS, SOFTMAX, tmp_path)
     assert not np.allclose(before, student.get_layer("conv").get_weights()[0])
     assert [layer.trainable for layer in student.layers[:2]] == [False, True]
 
@@ -301,7 +276,7 @@ def test_weight_decay_acts_on_original_kernels_alone(tmp_path: Path) -> None:
         scratch = tmp_path / str(decay)
         scratch.mkdir()
         options = replace(OPTIONS, weight_decay=decay, learning_rate=1e-2, alpha=0.0)
-        finetune(student, network(1), X, Y, X_VAL, Y_VAL, options, "classification", scratch)
+        finetune(student, network(1), TRAINING, VALIDATION, options, SOFTMAX, scratch)
         norms.append([float(np.linalg.norm(student.layers[index].get_weights()[0])) for index in (0, -1)])
     assert norms[1][0] < 0.9 * norms[0][0]
     assert norms[1][1] > 0.9 * norms[0][1]
@@ -315,4 +290,4 @@ def renamed_head(layer: Any) -> Any:
 def test_a_crop_as_large_as_the_image_is_refused(teacher: Any, tmp_path: Path) -> None:
     options = replace(OPTIONS, crop=6)
     with pytest.raises(DataError, match=r"crop 6 is too large for images of shape \(6, 6, 1\)"):
-        finetune(network(1), teacher, X, Y, X_VAL, Y_VAL, options, "classification", tmp_path)
+        finetune(network(1), teacher, TRAINING, VALIDATION, options, SOFTMAX, tmp_path)

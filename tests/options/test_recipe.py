@@ -11,13 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrfgraph.errors import RecipeError
-from lrfgraph.options.recipe import DataOptions, Option, Recipe, SelectOptions, check_choice, fields_of
-
-OPTIONS = list(fields_of(Recipe))
-BY_KEY = {option.key: option for option in OPTIONS}
+from lrfgraph.options.option import Option, check_choice
+from lrfgraph.options.recipe import OPTIONS, DataOptions, Recipe, SelectOptions
 
 
-@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.key)
+@pytest.mark.parametrize("option", OPTIONS.values(), ids=lambda option: option.key)
 def test_every_option_is_described_and_its_default_valid(option: Option) -> None:
     assert option.help
     assert "\n" not in option.help
@@ -76,9 +74,9 @@ def test_any_recipe_round_trips_through_toml(*, source, custom, scale, std, size
         ("finetune.learning_rate", "3e-4", 3e-4),
         ("finetune.flip", "yes", True),
         ("finetune.labels", "False", False),
-        ("run.max_cache", "5GB", 5_000_000_000),
-        ("run.max_cache", "1.5 MiB", 1_500_000),
-        ("run.max_cache", "None", None),
+        ("run.max_memory", "5GB", 5_000_000_000),
+        ("run.max_memory", "1.5 MiB", 1_572_864),
+        ("run.max_memory", "None", None),
         ("record.max_rows_bytes", "4096", 4096),
         ("select.params", "0.4", 0.4),
     ],

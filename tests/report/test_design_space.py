@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from lrfgraph.api import Outcome, compress
+from lrfgraph.api import Compression, compress
 from lrfgraph.errors import OutputError
 from lrfgraph.options.recipe import Recipe
 from lrfgraph.report.design_space import CANDIDATE_COLUMNS, CONFIGURATION_COLUMNS, write_design_space
-from lrfgraph.run.search import Point
+from lrfgraph.selection.front import Point
+from lrfgraph.selection.problem import CandidateId, Decision
 from tests.network.models import residual
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Compression:
     """A data-free run of a small net up to its configuration."""
     folder = tmp_path_factory.mktemp("run")
     residual().save(folder / "model.keras")
@@ -31,26 +32,26 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_every_candidate_is_a_row(outcome: Outcome, tmp_path: Path) -> None:
+def test_every_candidate_is_a_row(outcome: Compression, tmp_path: Path) -> None:
     write_design_space(outcome, tmp_path)
     rows = read(tmp_path / "design_space.csv")
     assert tuple(rows[0]) == CANDIDATE_COLUMNS
-    assert {(row["layer"], row["method"], row["rank"]) for row in rows} == set(outcome.scores)
-    assert len(rows) == len(outcome.scores)
+    assert {(row["layer"], row["method"], row["rank"]) for row in rows} == set(outcome.exploration.scores)
+    assert len(rows) == len(outcome.exploration.scores)
     assert Counter(row["layer"] for row in rows)["inner"] > 10
     for row in rows:
-        said = outcome.walk.data(outcome.scores[row["layer"], row["method"], row["rank"]])
+        said = outcome.driver.data(outcome.exploration.scores[CandidateId(row["layer"], row["method"], row["rank"])])
         assert int(row["parameters"]) == said["parameters"]
         assert float(row["cosine"]) == pytest.approx(said["similarity"]["cosine"], rel=1e-5)
         assert float(row["distortion"]) == pytest.approx(said["distortion"], rel=1e-5, abs=1e-9)
         assert 0 < float(row["parameters_share"]) <= 2
 
 
-def test_measured_configurations_are_rows_and_news_are_drawn(outcome: Outcome, tmp_path: Path) -> None:
+def test_measured_configurations_are_rows_and_news_are_drawn(outcome: Compression, tmp_path: Path) -> None:
     from dataclasses import replace
 
     parameters, macs = outcome.network.parameters, outcome.network.macs
-    points = (Point(3, 0.8, parameters // 2, macs // 4, 1.5, 0.3, 0.9, 0.01, 0.02),)
+    points = (Point(3, 0.8, parameters // 2, macs // 4, 1.5, 0.3, 0.9, 0.01, 0.02, Decision("", (), 1, 1)),)
     measured = {"baseline": {"validation": {"accuracy": 0.95}, "test": {"accuracy": 0.94}}}
     found = replace(outcome, measured=measured, points=points)
     assert write_design_space(found, tmp_path) == ""
@@ -69,7 +70,7 @@ def test_measured_configurations_are_rows_and_news_are_drawn(outcome: Outcome, t
 
 
 def test_without_matplotlib_a_note_says_what_to_install(
-    outcome: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    outcome: Compression, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert "pip install lrfgraph[plot]" in write_design_space(outcome, tmp_path)
@@ -77,7 +78,7 @@ def test_without_matplotlib_a_note_says_what_to_install(
     assert not (tmp_path / "design_space.png").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(outcome: Outcome, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_one_line(outcome: Compression, tmp_path: Path) -> None:
     (tmp_path / "design_space.csv").mkdir()
     with pytest.raises(OutputError, match="choose another with --out"):
         write_design_space(outcome, tmp_path)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import DATA
 
 from lrfgraph import Recipe, compress
 from lrfgraph.api import plan
-from lrfgraph.network.evaluating import compare, gain
-from lrfgraph.run import refinement
+from lrfgraph.selection import exchanges
 
 MODEL, IMAGES = DATA / "tiny_cnn.keras", DATA / "tiny_digits.npz"
 
@@ -41,66 +39,47 @@ def test_probes_and_exchanges_keep_the_budget(policy: str, cache: Path, monkeypa
         asked["params"] = None
     plain = compress(MODEL, recipe(cache, **asked))
     layers = sum(1 for _ in plain.network.factorizable())
-    assert plain.walk.run["probe"] + plain.walk.reused["probe"] == 2 * layers
-    monkeypatch.setattr(refinement, "SURE", -1e9)  # whatever is tried is kept
+    assert plain.driver.run["probe"] + plain.driver.reused["probe"] == 2 * layers
+    monkeypatch.setattr(exchanges, "SURE", -1e9)  # whatever is tried is kept
     refined = compress(MODEL, recipe(cache, **asked, refine=2))
     assert refined.decision is not None
     assert plain.decision is not None
     assert any("of 2 exchanges between layers kept" in note for note in refined.notes)
     if policy == "budget":
         assert "2 of 2 exchanges" in refined.notes[-1]
-        assert refined.decision["choices"] != plain.decision["choices"]
-        assert refined.decision["parameters"] <= 0.5 * refined.network.parameters
-        assert refined.decision["notes"]["objective"] >= refined.decision["notes"]["bound"]
+        assert refined.decision.configuration != plain.decision.configuration
+        assert refined.decision.parameters <= 0.5 * refined.network.parameters
+        assert refined.decision.notes["objective"] >= refined.decision.notes["bound"]
     else:
         assert refined.measured["repaired"]["validation"]["drop"] <= 0.05
     again = compress(MODEL, recipe(cache, **asked, refine=2))
     assert again.decision == refined.decision
-    assert not again.walk.run
+    assert not again.driver.run
 
 
 def test_a_plan_of_more_exchanges_comes_to_where_they_are_not_known_yet(tmp_path: Path) -> None:
     one, more = (recipe(tmp_path, refine=n).with_option("explore.ranks", 24) for n in (1, 4))
     compress(MODEL, one)
-    walk, complete = plan(MODEL, one)
+    driver, complete = plan(MODEL, one)
     assert complete
-    assert not walk.run
-    walk, complete = plan(MODEL, more)
+    assert not driver.run
+    driver, complete = plan(MODEL, more)
     assert not complete
-    assert walk.run["evaluate"]
+    assert driver.run["evaluate"]
 
 
 def test_a_plan_of_a_measured_front_is_complete(cache: Path) -> None:
     """Budgets that no configuration meets are answers, too."""
     asked = recipe(cache, policy="pareto", params=None, points=2)
     compress(MODEL, asked)
-    walk, complete = plan(MODEL, asked)
+    driver, complete = plan(MODEL, asked)
     assert complete
-    assert not walk.run
+    assert not driver.run
 
 
 def test_an_exchange_that_does_not_pay_is_not_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = compress(MODEL, recipe(cache))
-    monkeypatch.setattr(refinement, "SURE", 1e9)
+    monkeypatch.setattr(exchanges, "SURE", 1e9)
     refined = compress(MODEL, recipe(cache, refine=1))
     assert refined.decision == plain.decision
     assert "0 of 1 exchanges" in refined.notes[-1]
-
-
-@pytest.mark.parametrize("output", ["logits", "values"])
-def test_gain_is_the_difference_of_two_kls(output: str) -> None:
-    rng = np.random.default_rng(0)
-    original = rng.normal(size=(400, 5)).astype("float32")
-    near, far = (original + size * rng.normal(size=original.shape) for size in (0.1, 0.2))
-    lower, noise = gain(far, near, original, "", output)
-    kls = [compare(made, original, None, "", output)["kl"] for made in (far, near)]
-    assert lower == pytest.approx(kls[0] - kls[1], rel=1e-4)
-    assert 0 < 5 * noise < lower
-    assert gain(near, near, original, "", output) == (0.0, 0.0)
-
-
-def test_no_difference_among_few_images_is_no_certainty() -> None:
-    outputs = np.eye(4, dtype="float32")[[0, 1, 2, 3, 0]]
-    said = compare(outputs, outputs, np.array([0, 1, 2, 3, 0]), "classification", "probabilities")
-    assert said["drop"] == 0
-    assert said["drop_se"] == pytest.approx(1 / 5)

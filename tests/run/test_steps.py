@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lrfgraph.engine.nodes import Result, Task
+from lrfgraph.engine.nodes import Ref, Result, Task
+from lrfgraph.errors import ConfigurationError
 from lrfgraph.layers.pieces import compose, cost
 from lrfgraph.layers.rows import add_moments, grouped
 from lrfgraph.layers.similarity import METRICS, from_rows
@@ -19,7 +20,8 @@ from lrfgraph.methods import METHODS
 from lrfgraph.methods.base import parse_rank
 from lrfgraph.run.steps import STEPS, candidates
 from lrfgraph.run.steps.common import geometry, layer_of
-from lrfgraph.run.steps.decisions import select
+from lrfgraph.run.steps.decisions import decision_of, select, select_inputs
+from lrfgraph.selection.problem import CandidateId
 from tests.methods.examples import LAYERS, layer, random_kernel
 
 
@@ -180,24 +182,36 @@ def test_select_reads_scores_by_name_and_is_known_by_its_choices() -> None:
         "metric": "cosine",
         "options": options,
     }
-    scores = {
-        "block/a|b|cp|4": score(30, 0.95),
-        "block/a|b|tucker|2x3": score(20, 0.92),
-        "block/a|b|cp|1": score(5, 0.5),
-    }
+    layer_name = "block/a|b"
+    known = {("cp", "4"): (30, 0.95), ("tucker", "2x3"): (20, 0.92), ("cp", "1"): (5, 0.5)}
+    refs = {CandidateId(layer_name, *about): Ref("", "") for about in known}
+    about, inputs = select_inputs(refs, {}, {})
+    scores = dict(zip(inputs, (score(*values) for values in known.values()), strict=True))
+    params |= about
     found = run(select, params, **scores)
     first, second = found.data["choices"]
-    assert (first["layer"], first["method"], first["rank"]) == ("block/a|b", "tucker", "2x3")
+    assert (first["layer"], first["method"], first["rank"]) == (layer_name, "tucker", "2x3")
     assert second == {"layer": "head", "method": None, "reason": "skipped by explore.skip"}
     assert (found.data["parameters"], found.data["macs"]) == (90, 110)
+    assert decision_of(found.data).configuration == (CandidateId(layer_name, "tucker", "2x3"),)
+    assert decision_of(found.data).to_json() == found.data
     same = run(select, params | {"options": options | {"min_similarity": 0.91}}, **scores)
     other = run(select, params | {"options": options | {"min_similarity": 0.94}}, **scores)
     assert found.identity == same.identity != other.identity
+    about, inputs = select_inputs(refs, {}, {layer_name: Ref("", "")})
     noise = entry({"ranks": [[2, 8], [3, 8]]})
-    evbmf = run(
-        select, params | {"options": options | {"policy": "evbmf"}}, **scores, **{"block/a|b|noise|ranks": noise}
-    )
+    asked = params | about | {"options": options | {"policy": "evbmf"}}
+    evbmf = run(select, asked, **scores, **{next(reversed(inputs)): noise})
     assert evbmf.data["choices"][0]["rank"] == "2x3"
+
+
+def test_a_budget_that_nobody_meets_is_an_answer_too() -> None:
+    params = {"layers": [["a", 100, 1000, ""]], "parameters": 170, "macs": 1100, "metric": "cosine"}
+    params |= {"options": {"policy": "budget", "params": 0.1}, "scores": [], "probes": [], "noise": []}
+    found = run(select, params)
+    assert "smallest reachable" in found.data["infeasible"]
+    with pytest.raises(ConfigurationError, match="smallest reachable"):
+        decision_of(found.data)
 
 
 @pytest.mark.parametrize("spec", LAYERS, ids=[spec.name for spec in LAYERS])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from lrfgraph.selection import Candidate, LayerChoices, Problem
+from lrfgraph.options.recipe import SelectOptions
+from lrfgraph.selection.policies import POLICIES
+from lrfgraph.selection.problem import Candidate, CandidateId, Choice, Decision, LayerChoices, Problem
 
 METHODS = ("tucker", "cp", "svd")
 
@@ -24,9 +25,7 @@ def problem(seed: int, layers: int = 3, candidates: int = 4, whole: int = 10) ->
             loss = float((1 - share) ** 2 * rng.uniform(0.2, 1.0))
             found.append(
                 Candidate(
-                    f"layer{number}",
-                    METHODS[int(rng.integers(len(METHODS)))],
-                    str(index + 1),
+                    CandidateId(f"layer{number}", METHODS[int(rng.integers(len(METHODS)))], str(index + 1)),
                     max(int(share * parameters), 1),
                     max(int(rng.uniform(0.1, 1.2) * macs), 1),
                     {"cosine": 1 - loss / 2, "cka": float(1 - loss)},
@@ -41,9 +40,20 @@ def problem(seed: int, layers: int = 3, candidates: int = 4, whole: int = 10) ->
     return Problem(tuple(made), *totals)
 
 
-def options(**given: Any) -> SimpleNamespace:
-    defaults = {"policy": "threshold", "min_similarity": 0.9, "cost": "parameters", "mix": 0.5}
-    return SimpleNamespace(**defaults | {"params": None, "macs": None, "max_drop": 1.0, "points": 12} | given)
+def options(**given: Any) -> SelectOptions:
+    return SelectOptions(**{"policy": "threshold", "min_similarity": 0.9} | given)
+
+
+def decide(name: str, given: Problem, asked: SelectOptions) -> Decision:
+    rule = POLICIES[name].decide
+    assert rule is not None
+    return rule(given, asked)
+
+
+def taken(given: Problem, choice: Choice) -> Candidate | None:
+    """Return the candidate that a choice takes, as the problem has it."""
+    candidates = {candidate.id: candidate for layer in given.layers for candidate in layer.candidates}
+    return candidates[choice.id] if choice.id else None
 
 
 def smallest_share(given: Problem, by: str = "parameters") -> float:

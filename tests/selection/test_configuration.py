@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from lrfgraph.errors import ConfigurationError
 from lrfgraph.selection.configuration import read_configuration, write_configuration
+from lrfgraph.selection.problem import CandidateId, Choice
 
 METHODS = ("tucker", "cp", "svd")
 LAYERS = ("conv2d_3", "block/conv", "dense")
 
 
-def read(folder: Path, text: str) -> list[tuple[str, str, str]]:
+def read(folder: Path, text: str) -> list[CandidateId]:
     path = folder / "hybrid.toml"
     path.write_text(text, encoding="utf-8")
     return read_configuration(path, LAYERS, METHODS)
@@ -33,7 +34,7 @@ CHOICE = st.one_of(
 @settings(max_examples=50, deadline=None)
 @given(choices=st.dictionaries(NAMES, CHOICE, max_size=6))
 def test_round_trip(choices: dict[str, tuple[str | None, str]], tmp_path_factory: pytest.TempPathFactory) -> None:
-    rows = [{"layer": n, "method": m, "rank": said, "reason": said} for n, (m, said) in choices.items()]
+    rows = [Choice(n, CandidateId(n, m, text)) if m else Choice(n, reason=text) for n, (m, text) in choices.items()]
     path = tmp_path_factory.mktemp("configuration") / "hybrid.toml"
     path.write_text(write_configuration("abc", rows), encoding="utf-8")
     found = read_configuration(path, list(choices), METHODS)

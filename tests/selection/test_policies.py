@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import product
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +11,23 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lrfgraph.errors import ConfigurationError
-from lrfgraph.selection import POLICIES, Candidate, Choice, Decision, LayerChoices, Problem, totals
-from lrfgraph.selection.policies.budget import solve
-from lrfgraph.selection.policies.evbmf import noise_rank
-from lrfgraph.selection.problem import loss_of
-from tests.selection.problems import options, problem, smallest_share
+from lrfgraph.options.recipe import SelectOptions
+from lrfgraph.selection.knapsack import solve
+from lrfgraph.selection.noise import noise_rank
+from lrfgraph.selection.policies import POLICIES
+from lrfgraph.selection.problem import (
+    Candidate,
+    CandidateId,
+    Choice,
+    Decision,
+    LayerChoices,
+    Problem,
+    keep,
+    predicted_loss,
+    take,
+    totals,
+)
+from tests.selection.problems import decide, options, problem, smallest_share, taken
 
 SEEDS = st.integers(0, 10_000)
 BUDGETED = ("threshold", "budget", "energy", "uniform")
@@ -28,34 +39,39 @@ def shares(made: Problem, choices: tuple[Choice, ...]) -> tuple[float, float]:
 
 
 def losses(made: Problem, choices: tuple[Choice, ...]) -> float:
-    return sum(loss_of(c.candidate) for c in choices if c.candidate)
+    return sum(predicted_loss(c) for c in (taken(made, choice) for choice in choices) if c)
 
 
-def decide(made: Problem, asked: Any) -> Decision | ConfigurationError:
+def answer(made: Problem, asked: SelectOptions) -> Decision | ConfigurationError:
     try:
-        return POLICIES[asked.policy](made, asked)
+        return decide(asked.policy, made, asked)
     except ConfigurationError as error:
         return error
 
 
-@pytest.mark.parametrize("name", POLICIES)
+DECIDING = [name for name, policy in POLICIES.items() if policy.decide]
+
+
+@pytest.mark.parametrize("name", DECIDING)
 @settings(max_examples=20, deadline=None)
 @given(seed=SEEDS)
 def test_every_policy_says_one_thing_about_every_layer(name: str, seed: int) -> None:
     made = problem(seed)
-    decision = decide(made, options(policy=name, params=0.9 if name in ("budget", "uniform") else None))
+    decision = answer(made, options(policy=name, params=0.9 if name in ("budget", "uniform") else None))
     if isinstance(decision, ConfigurationError):
         assert smallest_share(made) > 0.9
         return
     assert [c.layer for c in decision.choices] == [layer.name for layer in made.layers]
     for choice, layer in zip(decision.choices, made.layers, strict=True):
-        assert (choice.candidate in layer.candidates) if choice.candidate else choice.reason
+        assert (taken(made, choice) in layer.candidates) if choice.id else choice.reason
 
 
 def test_every_policy_says_what_it_does() -> None:
     for name, policy in POLICIES.items():
-        assert policy.__doc__, name
-        assert policy.__doc__.splitlines()[0].endswith("."), name
+        assert bool(policy.decide) != bool(policy.search), name
+        assert policy.help.endswith((".", ":", ";")) or len(policy.help) > 20, name
+        assert set(policy.options) | set(policy.implied_by) <= {f.name for f in fields(SelectOptions)}, name
+        assert not policy.without_images or POLICIES[policy.without_images].decide
 
 
 @settings(max_examples=60, deadline=None)
@@ -63,14 +79,14 @@ def test_every_policy_says_what_it_does() -> None:
 def test_threshold_takes_the_cheapest_candidate_that_is_similar_enough(seed: int, level: float) -> None:
     made = problem(seed)
     for choice, layer in zip(
-        POLICIES["threshold"](made, options(min_similarity=level)).choices, made.layers, strict=True
+        decide("threshold", made, options(min_similarity=level)).choices, made.layers, strict=True
     ):
         good = [c for c in layer.candidates if c.similarity["cosine"] >= level and c.parameters < layer.parameters]
-        if choice.candidate is None:
+        if choice.id is None:
             assert not good
         else:
-            assert choice.candidate.parameters == min(c.parameters for c in good)
-            assert choice.candidate.similarity["cosine"] >= level
+            assert choice.parameters == min(c.parameters for c in good)
+            assert choice.similarity["cosine"] >= level
 
 
 @settings(max_examples=60, deadline=None)
@@ -78,22 +94,22 @@ def test_threshold_takes_the_cheapest_candidate_that_is_similar_enough(seed: int
 def test_the_hybrid_needs_no_more_parameters_than_any_single_method(seed: int, level: float) -> None:
     made = problem(seed, candidates=8)
     asked = options(min_similarity=level)
-    hybrid, _ = totals(made, POLICIES["threshold"](made, asked).choices)
+    hybrid, _ = totals(made, decide("threshold", made, asked).choices)
     for method in ("tucker", "cp", "svd"):
         alone = [replace(y, candidates=tuple(c for c in y.candidates if c.method == method)) for y in made.layers]
-        single, _ = totals(made, POLICIES["threshold"](replace(made, layers=tuple(alone)), asked).choices)
+        single, _ = totals(made, decide("threshold", replace(made, layers=tuple(alone)), asked).choices)
         assert hybrid <= single
 
 
 def test_threshold_counts_what_is_asked_for_and_breaks_ties_by_similarity() -> None:
     def candidate(method: str, parameters: int, macs: int, cosine: float) -> Candidate:
-        return Candidate("a", method, "1", parameters, macs, {"cosine": cosine}, 1 - cosine)
+        return Candidate(CandidateId("a", method, "1"), parameters, macs, {"cosine": cosine}, 1 - cosine)
 
     few, fast, alike = candidate("few", 10, 90, 0.95), candidate("fast", 50, 20, 0.95), candidate("alike", 10, 90, 0.97)
     made = Problem((LayerChoices("a", 100, 100, (few, fast, alike)),), 100, 100)
 
     def chosen(**how: object) -> Candidate | None:
-        return POLICIES["threshold"](made, options(**how)).choices[0].candidate
+        return taken(made, decide("threshold", made, options(**how)).choices[0])
 
     assert chosen() == alike
     assert chosen(cost="macs") == fast
@@ -109,7 +125,7 @@ def test_threshold_counts_what_is_asked_for_and_breaks_ties_by_similarity() -> N
 def test_a_budget_is_met_or_refused_in_one_line(name: str, seed: int, share: float) -> None:
     made = problem(seed)
     asked = options(policy=name, params=share)
-    decision = decide(made, asked)
+    decision = answer(made, asked)
     if isinstance(decision, ConfigurationError):
         assert "\n" not in str(decision)
         assert f"{share:g}" in str(decision)
@@ -123,7 +139,7 @@ def test_a_budget_is_met_or_refused_in_one_line(name: str, seed: int, share: flo
 @given(seed=SEEDS, params=st.floats(0.1, 1.0), macs=st.floats(0.1, 1.0))
 def test_both_budgets_are_met_at_once(seed: int, params: float, macs: float) -> None:
     made = problem(seed)
-    decision = decide(made, options(policy="budget", params=params, macs=macs))
+    decision = answer(made, options(policy="budget", params=params, macs=macs))
     if isinstance(decision, ConfigurationError):
         assert "\n" not in str(decision)
         return
@@ -138,7 +154,10 @@ def test_the_optimum_does_not_depend_on_what_the_worst_candidate_loses(seed: int
     """Nor on a candidate whose loss is no number."""
     made = problem(seed)
     name = made.layers[0].name
-    bad = [Candidate(name, "cp", f"{i}", 1, 1, {}, 1.0, predicted=x) for i, x in enumerate((1e9, np.inf, np.nan))]
+    bad = [
+        Candidate(CandidateId(name, "cp", f"{i}"), 1, 1, {}, 1.0, predicted=x)
+        for i, x in enumerate((1e9, np.inf, np.nan))
+    ]
     first = replace(made.layers[0], candidates=(*made.layers[0].candidates, *bad))
     spoiled = replace(made, layers=(first, *made.layers[1:]))
     try:
@@ -154,7 +173,9 @@ def test_the_optimum_does_not_depend_on_what_the_worst_candidate_loses(seed: int
 def test_the_optimum_lies_within_the_reported_gap(seed: int, share: float) -> None:
     made = problem(seed)
     every = product(*[(None, *layer.candidates) for layer in made.layers])
-    reachable = [[Choice(layer.name, c) for layer, c in zip(made.layers, picks, strict=True)] for picks in every]
+    reachable = [
+        [take(c) if c else keep(layer, "kept") for layer, c in zip(made.layers, picks, strict=True)] for picks in every
+    ]
     feasible = [losses(made, tuple(c)) for c in reachable if totals(made, c)[0] <= share * made.parameters + 1e-6]
     if not feasible:
         with pytest.raises(ConfigurationError, match="smallest reachable"):
@@ -176,10 +197,10 @@ def test_a_candidate_that_another_beats_in_everything_is_never_chosen(seed: int,
     except ConfigurationError:
         return
     for choice, layer in zip(decision.choices, made.layers, strict=True):
-        ours = choice.candidate
+        ours = taken(made, choice)
         if ours is not None:
             assert not any(
-                c.parameters < ours.parameters and c.macs < ours.macs and loss_of(c) < loss_of(ours)
+                c.parameters < ours.parameters and c.macs < ours.macs and predicted_loss(c) < predicted_loss(ours)
                 for c in layer.candidates
             )
             assert not (ours.parameters >= layer.parameters and ours.macs >= layer.macs)
@@ -192,33 +213,34 @@ def test_the_level_is_as_high_as_the_budget_allows(name: str, seed: int, share: 
     """A budget one parameter short of what was spent gives another, smaller configuration, never a larger one."""
     made = problem(seed, candidates=8)
     try:
-        decision = POLICIES[name](made, options(policy=name, params=share))
+        decision = decide(name, made, options(policy=name, params=share))
         spent, _ = totals(made, decision.choices)
-        less, _ = totals(made, POLICIES[name](made, options(policy=name, params=(spent - 1) / made.parameters)).choices)
+        less, _ = totals(made, decide(name, made, options(policy=name, params=(spent - 1) / made.parameters)).choices)
     except ConfigurationError:
         return
     assert less < spent <= share * made.parameters
-    again, _ = totals(made, POLICIES[name](made, options(policy=name, params=spent / made.parameters + 1e-9)).choices)
+    again, _ = totals(made, decide(name, made, options(policy=name, params=spent / made.parameters + 1e-9)).choices)
     assert again == spent
 
 
 def test_energy_sees_weights_alone_and_uniform_cuts_all_layers_alike() -> None:
     made = problem(11, layers=4, candidates=16)
-    decision = POLICIES["energy"](made, options(policy="energy", params=0.6))
+    decision = decide("energy", made, options(policy="energy", params=0.6))
     level = decision.notes["level"]
-    for choice in decision.choices:
-        assert choice.candidate is None or 1 - choice.candidate.weight_error >= level
-    decision = POLICIES["uniform"](made, options(policy="uniform", params=0.6))
+    for candidate in (taken(made, choice) for choice in decision.choices):
+        assert candidate is None or 1 - candidate.weight_error >= level
+    decision = decide("uniform", made, options(policy="uniform", params=0.6))
     for choice, layer in zip(decision.choices, made.layers, strict=True):
-        if choice.candidate and len(layer.candidates) > 3:
+        candidate = taken(made, choice)
+        if candidate and len(layer.candidates) > 3:
             fitting = [c for c in layer.candidates if c.parameters <= decision.notes["level"] * layer.parameters]
-            assert choice.candidate.distortion == min(c.distortion for c in fitting)
+            assert candidate.distortion == min(c.distortion for c in fitting)
 
 
 @pytest.mark.parametrize("name", ["budget", "uniform"])
 def test_a_policy_that_needs_a_budget_says_so(name: str) -> None:
     with pytest.raises(ConfigurationError, match=r"--params or --macs .*received none"):
-        POLICIES[name](problem(1), options(policy=name))
+        decide(name, problem(1), options(policy=name))
 
 
 def test_noise_rank_finds_what_stands_out() -> None:
@@ -234,23 +256,25 @@ def test_noise_rank_finds_what_stands_out() -> None:
 
 def test_evbmf_takes_the_nearest_ranks_and_scales_them_to_a_budget() -> None:
     def candidate(method: str, rank: str, parameters: int) -> Candidate:
-        return Candidate("a", method, rank, parameters, parameters, {"cosine": 0.9}, 0.1)
+        return Candidate(CandidateId("a", method, rank), parameters, parameters, {"cosine": 0.9}, 0.1)
 
     tucker = [candidate("tucker", f"{p}x{p + 1}", 10 * p) for p in range(1, 16)]
     layers = (
         LayerChoices("a", 200, 200, (*tucker, candidate("cp", "4", 30)), "", ((4, 16), (6, 16))),
-        LayerChoices("b", 100, 100, tuple(replace(c, layer="b") for c in tucker), "", ((16, 16), (17, 17))),
+        LayerChoices(
+            "b", 100, 100, tuple(replace(c, id=c.id._replace(layer="b")) for c in tucker), "", ((16, 16), (17, 17))
+        ),
         LayerChoices("c", 100, 100, (candidate("cp", "4", 30),), "", ((4, 16), (6, 16))),
     )
     made = Problem(layers, 400, 400)
-    first, whole, other = POLICIES["evbmf"](made, options(policy="evbmf")).choices
-    assert first.candidate is not None
-    assert first.candidate.rank in ("4x5", "5x6")
-    assert whole.candidate is None
-    assert other.candidate is None
+    first, whole, other = decide("evbmf", made, options(policy="evbmf")).choices
+    assert first.id is not None
+    assert first.id.rank in ("4x5", "5x6")
+    assert whole.id is None
+    assert other.id is None
     assert "tucker, svd" in other.reason
-    tight = POLICIES["evbmf"](made, options(policy="evbmf", params=0.4))
+    tight = decide("evbmf", made, options(policy="evbmf", params=0.4))
     assert shares(made, tight.choices)[0] <= 0.4
     assert tight.notes["level"] < 1
     with pytest.raises(ConfigurationError, match=r"'evbmf' keeps at least .*received --params 0.1"):
-        POLICIES["evbmf"](made, options(policy="evbmf", params=0.1))
+        decide("evbmf", made, options(policy="evbmf", params=0.1))

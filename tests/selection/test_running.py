@@ -25,8 +25,9 @@ def test_a_budget_is_met_end_to_end(policy: str, cache: Path) -> None:
         recipe = recipe.with_option(key, value)
     outcome = compress(MODEL, recipe)
     assert outcome.decision is not None
-    assert any(choice["method"] for choice in outcome.decision["choices"])
-    assert outcome.decision["parameters"] <= 0.6 * outcome.network.parameters
-    assert (outcome.walk.run["noise"] > 0) == (policy == "evbmf")
-    methods = {choice["method"] for choice in outcome.decision["choices"] if choice["method"]}
+    assert outcome.decision.configuration
+    assert outcome.decision.parameters <= 0.6 * outcome.network.parameters
+    assert outcome.decision.policy == policy
+    assert (outcome.driver.run["noise"] > 0) == (policy == "evbmf")
+    methods = {candidate.method for candidate in outcome.decision.configuration}
     assert policy != "evbmf" or methods <= {"tucker", "svd"}

@@ -8,12 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrfgraph.selection import Candidate
+from lrfgraph.selection.problem import Candidate, CandidateId
 from lrfgraph.selection.sensitivity import FLOOR, calibrated, sensitivity, to_probe
 
 
 def candidate(rank: int, distortion: float, predicted: float | None = None, parameters: int | None = None) -> Candidate:
-    return Candidate("layer", "cp", str(rank), parameters or 10 * rank, 10 * rank, {}, distortion, 0.0, predicted)
+    return Candidate(_id(rank), parameters or 10 * rank, 10 * rank, {}, distortion, 0.0, predicted)
+
+
+def _id(rank: int, method: str = "cp") -> CandidateId:
+    return CandidateId("layer", method, str(rank))
 
 
 LADDER = [candidate(r, d) for r, d in enumerate((0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.001), start=1)]
@@ -43,25 +47,25 @@ def test_probes_lie_next_to_their_places(count: int, expected: list[float] | int
 
 
 def test_what_is_beaten_is_not_probed() -> None:
-    beaten = replace(LADDER[3], method="svd", distortion=0.0501, parameters=1000, macs=1000)
+    beaten = replace(LADDER[3], id=_id(4, "svd"), distortion=0.0501, parameters=1000, macs=1000)
     assert to_probe([beaten, *LADDER], 1) == [LADDER[3]]
     assert to_probe([], 3) == []
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_predictions_are_multiplied_by_the_slope_at_any_scale(scale: float) -> None:
-    foretold = [replace(c, predicted=scale * c.distortion) for c in LADDER]
-    measured = {("cp", c.rank): 3 * scale * c.distortion for c in to_probe(LADDER, 2)}
-    made = calibrated(foretold, measured)
+    predictions = [replace(c, predicted=scale * c.distortion) for c in LADDER]
+    measured = {c.id: 3 * scale * c.distortion for c in to_probe(LADDER, 2)}
+    made = calibrated(predictions, measured)
     assert [c.predicted for c in made] == pytest.approx([3 * scale * c.distortion for c in LADDER], rel=1e-6)
 
 
 def test_without_predictions_the_distortion_is_scaled() -> None:
-    made = calibrated(LADDER, {("cp", "3"): 0.7})
+    made = calibrated(LADDER, {_id(3): 0.7})
     assert [c.predicted for c in made] == pytest.approx([7 * c.distortion for c in LADDER], rel=1e-3)
 
 
 def test_without_a_probe_nothing_changes() -> None:
     assert calibrated(LADDER, {}) == tuple(LADDER)
     lossless = [replace(c, distortion=0.0) for c in LADDER]
-    assert calibrated(lossless, {("cp", "1"): 0.0}) == tuple(lossless)
+    assert calibrated(lossless, {_id(1): 0.0}) == tuple(lossless)

@@ -6,9 +6,9 @@ declares far more bytes than it has is refused before they are allocated.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
+import math
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lrfgraph.engine.nodes import digest
 from lrfgraph.errors import LrfError, ModelError
 
-__all__ = ["Archive", "digest", "model_digest", "one_line", "open_archive", "read_config"]
+__all__ = ["Archive", "model_digest", "one_line", "open_archive", "read_config"]
 
 Arrays = dict[str, NDArray[Any]]
 EXPANSION = 64  # a file may unpack to this many times its size …
@@ -52,21 +53,6 @@ class Archive:
         return sum(array.nbytes for array in self.weights.values())
 
 
-def digest(value: Any) -> str:
-    """Return the 160-bit BLAKE2b digest of an array (dtype, shape, C-order little-endian bytes) or of anything
-    JSON can say; the same convention as the engine's, which may not be imported here."""
-    if isinstance(value, np.ndarray):
-        little = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<"))
-        state = hashlib.blake2b(f"{little.dtype.str}{little.shape}".encode(), digest_size=20)
-        state.update(little.tobytes() if little.size else b"")
-        return state.hexdigest()
-    return hashlib.blake2b(_normal(value), digest_size=20).hexdigest()
-
-
-def _normal(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("utf-8", "surrogatepass")
-
-
 def model_digest(path: Path | str) -> str:
     """Return the digest of a model file's configuration and weights; Keras is not imported.
 
@@ -86,11 +72,13 @@ def _lasting(config: Any) -> Any:
     """Drop from a configuration what changes from one saving to the next: addresses, versions, compile options, and
     whether a single input or output is a list of one."""
     if isinstance(config, dict):
-        kept = {key: _lasting(value) for key, value in config.items() if key not in PASSING}
-        for key in ENDS & kept.keys():
-            if isinstance(kept[key], list) and len(kept[key]) == 1 and isinstance(kept[key][0], list):
-                kept[key] = kept[key][0]
-        return kept
+        lasting = {key: _lasting(value) for key, value in config.items() if key not in PASSING}
+        for key in ENDS & lasting.keys():
+            if isinstance(lasting[key], list) and len(lasting[key]) == 1 and isinstance(lasting[key][0], list):
+                lasting[key] = lasting[key][0]
+        return lasting
+    if isinstance(config, float) and not math.isfinite(config):
+        return str(config)  # Keras writes what JSON has no word for
     return [_lasting(item) for item in config] if isinstance(config, list) else config
 
 
@@ -168,16 +156,16 @@ def _datasets(group: Any, path: Path, limit: int) -> Arrays:
             names.append(name)
 
     h5py.h5o.visit(group.id, collect, info=True)  # names alone: h5py's own walk opens every group on its way
-    kept = [name.decode("utf-8") for name in names if not name.startswith((b"optimizer/", b"optimizer_weights/"))]
-    found = {name: group[name] for name in kept}
-    if any(_is_elsewhere(item) for item in found.values()):
+    paths = [name.decode("utf-8") for name in names if not name.startswith((b"optimizer/", b"optimizer_weights/"))]
+    items = {name: group[name] for name in paths}
+    if any(_is_elsewhere(item) for item in items.values()):
         raise ModelError(f"{path}: its weights point into other files, which is refused; save it again")
-    if any(item.dtype.kind not in "biufcV" or item.shape is None for item in found.values()):
+    if any(item.dtype.kind not in "biufcV" or item.shape is None for item in items.values()):
         raise ModelError(f"{path}: holds weights that are not numbers; save it again from Keras")
-    declared = sum(item.size * item.dtype.itemsize for item in found.values())
+    declared = sum(item.size * item.dtype.itemsize for item in items.values())
     if declared > limit:
         raise ModelError(f"{path}: declares {declared} bytes of weights but cannot hold them; the file is damaged")
-    return {name: item[()] if item.shape else np.asarray(item[()]) for name, item in found.items()}
+    return {name: item[()] if item.shape else np.asarray(item[()]) for name, item in items.items()}
 
 
 def _is_elsewhere(dataset: Any) -> bool:
@@ -209,8 +197,8 @@ def _read_h5(path: Path) -> Archive:
 
     size = path.stat().st_size
     with h5py.File(path, "r") as file:
-        written = file.attrs.get("model_config")
-        config = None if written is None else _parse(_text(written), path)
+        text = file.attrs.get("model_config")
+        config = None if text is None else _parse(_text(text), path)
         group = file.get("model_weights", file)
         weights = _datasets(group, path, EXPANSION * size + SLACK)
         versions = {

@@ -11,7 +11,7 @@ from typing import Any
 
 from lrfgraph.errors import ModelError
 
-__all__ = ["repair"]
+__all__ = ["modernize"]
 
 Config = dict[str, Any]
 
@@ -74,7 +74,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {  # arguments Keras 3 no longer takes; a 
 }
 
 
-def repair(original: Mapping[str, Any], keras_version: str = "") -> Config:
+def modernize(original: Mapping[str, Any], keras_version: str = "") -> Config:
     """Return a model's configuration as Keras 3 reads it; one that needs nothing comes back equal.
 
     Raises ModelError, naming the layer, where an old argument has no counterpart.
@@ -83,7 +83,7 @@ def repair(original: Mapping[str, Any], keras_version: str = "") -> Config:
     version = keras_version or str(config.pop("keras_version", ""))
     config.pop("backend", None)
     config.pop("compile_config", None)
-    _repair_layer(config, stale_initializers=not version.startswith("3"))
+    _modernize_layer(config, stale_initializers=not version.startswith("3"))
     for key in ("input_layers", "output_layers"):  # Keras 2 meant the tensor itself by a list of one
         ends = config["config"].get(key) if isinstance(config.get("config"), dict) else None
         if isinstance(ends, list) and len(ends) == 1 and isinstance(ends[0], list):
@@ -92,7 +92,7 @@ def repair(original: Mapping[str, Any], keras_version: str = "") -> Config:
     return config
 
 
-def _repair_layer(layer: Config, stale_initializers: bool) -> None:
+def _modernize_layer(layer: Config, stale_initializers: bool) -> None:
     class_name: str = CLASSES.get(str(layer["class_name"]), str(layer["class_name"]))
     layer["class_name"] = class_name
     if class_name == "Sequential" and isinstance(layer.get("config"), list):
@@ -100,13 +100,13 @@ def _repair_layer(layer: Config, stale_initializers: bool) -> None:
     config = layer.get("config")
     if not isinstance(config, dict):
         return
-    _repair_module(layer)
+    _modernize_module(layer)
     if isinstance(config.get("layers"), list) and class_name != "Merge":
-        _repair_graph(class_name, config, stale_initializers)
+        _modernize_graph(class_name, config, stale_initializers)
         return
     if class_name == "Merge":
-        class_name = layer["class_name"] = _repair_merge(config)
-    _repair_keras1(class_name, config)
+        class_name = layer["class_name"] = _modernize_merge(config)
+    _modernize_keras1(class_name, config)
     for fix in _FIXES:
         fix(class_name, config)
     if stale_initializers:  # the weights come from the file, so how they once began does not matter
@@ -114,14 +114,14 @@ def _repair_layer(layer: Config, stale_initializers: bool) -> None:
             del config[key]
     for key in ("layer", "forward_layer", "backward_layer", "cell"):  # wrappers
         if isinstance(config.get(key), dict) and isinstance(config[key].get("class_name"), str):
-            _repair_layer(config[key], stale_initializers)
+            _modernize_layer(config[key], stale_initializers)
 
 
-def _repair_graph(class_name: str, config: Config, stale_initializers: bool) -> None:
+def _modernize_graph(class_name: str, config: Config, stale_initializers: bool) -> None:
     for inner in config["layers"]:
         if not isinstance(inner, dict) or not isinstance(inner.get("class_name"), str):
             raise ModelError(f"{config.get('name', class_name)}: its list of layers holds something that is no layer")
-        _repair_layer(inner, stale_initializers)
+        _modernize_layer(inner, stale_initializers)
         if class_name == "Functional" and isinstance(inner.get("config"), dict):
             inner.setdefault("name", inner["config"].get("name"))
     if class_name == "Sequential":
@@ -129,7 +129,7 @@ def _repair_graph(class_name: str, config: Config, stale_initializers: bool) -> 
         _give_input(config)
 
 
-def _repair_module(layer: Config) -> None:
+def _modernize_module(layer: Config) -> None:
     """Keras 2.13 to 2.15 wrote the modules of their time."""
     module = layer.get("module")
     if not isinstance(module, str):
@@ -162,7 +162,7 @@ def _give_input(config: Config) -> None:
         layers.insert(0, first)
 
 
-def _repair_merge(config: Config) -> str:
+def _modernize_merge(config: Config) -> str:
     """Turn the configuration of Keras 1's Merge into that of the layer its mode names, and return that class."""
     name, mode = config.get("name"), config.get("mode")
     if mode not in MERGES or config.get("layers"):
@@ -173,7 +173,7 @@ def _repair_merge(config: Config) -> str:
     return MERGES[mode]
 
 
-def _repair_keras1(class_name: str, config: Config) -> None:
+def _modernize_keras1(class_name: str, config: Config) -> None:
     name = config.get("name", class_name)
     for keys in SIZES:
         if all(key in config for key in keys):

@@ -1,4 +1,4 @@
-"""Model files opened without running anything they carry: screened, repaired, built, filled and checked.
+"""Model files opened without running anything they carry: screened, modernized, built, filled and checked.
 
 The configuration is judged as JSON before Keras sees it, and every declared weight is compared with what the
 file holds before memory is taken for it.
@@ -17,45 +17,13 @@ import numpy as np
 
 from lrfgraph.errors import LrfError, ModelError
 from lrfgraph.network.opening.archive import Archive, model_digest, one_line, open_archive, read_config
-from lrfgraph.network.opening.legacy import repair
+from lrfgraph.network.opening.consent import Config, as_dict, custom_objects, entries, screen
+from lrfgraph.network.opening.legacy import modernize
 from lrfgraph.network.opening.start import start_keras
 
 __all__ = ["load_model", "locate_operations", "model_digest"]
 
-Config = dict[str, Any]
-
-RUNS_CODE = {  # classes whose configuration carries code, or names files that do
-    "Lambda",
-    "TFSMLayer",
-    "TorchModuleWrapper",
-    "JaxLayer",
-    "FlaxLayer",
-    "__lambda__",
-    "__typespec__",
-    "__callable__",
-}
-OLD_OPERATIONS = ("TFOpLambda", "SlicingOpLambda", "TensorFlowOpLayer", "ClassMethod", "InstanceProperty")
-FUNCTION_MODULES = (
-    "builtins",
-    "keras.activations",
-    "keras.initializers",
-    "keras.regularizers",
-    "keras.ops",
-    "keras.src",
-)
-PLAIN = {
-    "__keras_tensor__",
-    "__tensor__",
-    "__numpy__",
-    "__bytes__",
-    "__ellipsis__",
-    "__slice__",
-    "__tuple__",
-    "function",
-}
-GRAPHS = {"Sequential", "Functional"}
 OPERATION_MODULES = ("numpy", "nn", "core", "math", "image", "linalg")
-NAMESPACES = ("layers", "models", "initializers", "regularizers", "constraints", "activations", "dtype_policies")
 GROWTH = 4  # a model may need this many times the bytes of its file's weights …
 SLACK = 1 << 20  # … and this many bytes
 
@@ -90,10 +58,10 @@ def load_model(
             "written by model.to_json(), with --architecture model.json"
         )
     try:
-        objects = _custom_objects(custom)
-        config = repair(config, archive.keras if architecture is None else "")
+        objects = custom_objects(custom)
+        config = modernize(config, archive.keras if architecture is None else "")
         locate_operations(config)
-        _screen(config, objects, unsafe, path)
+        screen(config, objects, unsafe, path)
         if archive.backend == "theano":
             raise ModelError(
                 f"{path}: was written with Theano, whose kernels are flipped; save it again with TensorFlow"
@@ -123,38 +91,6 @@ def _layers_found(archive: Archive) -> str:
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
-def _custom_objects(custom: Sequence[str]) -> dict[str, Any]:
-    """Import ``package.module:Name``; raises ModelError saying which part is not there."""
-    found = {}
-    for text in custom:
-        module, _, name = text.partition(":")
-        if not module or not name:
-            raise ModelError(f"--custom {text!r}: expected package.module:Name")
-        try:
-            found[name] = getattr(importlib.import_module(module), name)
-        except ImportError as error:
-            raise ModelError(f"--custom {text!r}: {module} cannot be imported ({one_line(error)})") from error
-        except AttributeError as error:
-            raise ModelError(f"--custom {text!r}: {module} has no {name}") from error
-    return found
-
-
-def _entries(config: Config) -> Iterator[tuple[Config, str]]:
-    """Yield every serialized object in a configuration and the name of the layer it belongs to."""
-    waiting: list[tuple[Any, str]] = [(config, str(config["class_name"]))]
-    while waiting:
-        value, owner = waiting.pop()
-        if isinstance(value, dict):
-            if isinstance(value.get("class_name"), str):
-                inner = value.get("config")
-                name = inner.get("name") if isinstance(inner, dict) else None
-                owner = name if isinstance(name, str) and value["class_name"] not in PLAIN else owner
-                yield value, owner
-            waiting += [(item, owner) for item in value.values()]
-        elif isinstance(value, list):
-            waiting += [(item, owner) for item in value]
-
-
 def locate_operations(config: Config) -> bool:
     """Say in a legacy configuration where its operations (``x + y``, ``ops.relu(x)``) live; return whether any do.
 
@@ -163,70 +99,24 @@ def locate_operations(config: Config) -> bool:
     import keras
 
     spaces = [importlib.import_module(f"keras.src.ops.{name}") for name in OPERATION_MODULES]
-    found = False
-    for entry, _ in _entries(config):
+    located = False
+    for entry, _ in entries(config):
         # some classes have the name of a layer (Add, Multiply), but every layer says whether it is trainable
         name, nodes = entry["class_name"], entry.get("inbound_nodes")
         if (
             "module" in entry
             or not nodes
             or not isinstance(nodes[0], dict)
-            or "trainable" in _as_dict(entry.get("config"))
+            or "trainable" in as_dict(entry.get("config"))
         ):
             continue
         for space in spaces:
             cls = vars(space).get(name)
             if isinstance(cls, type) and issubclass(cls, keras.Operation):
                 entry.update(module=space.__name__, registered_name=name)
-                found = True
+                located = True
                 break
-    return found
-
-
-def _as_dict(value: Any) -> Config:
-    return value if isinstance(value, dict) else {}
-
-
-def _known(entry: Config, objects: Mapping[str, Any]) -> bool:
-    """Whether a serialized object is one of Keras' own or was supplied."""
-    import keras
-
-    name, registered = entry["class_name"], entry.get("registered_name")
-    if name in objects or registered in objects or keras.saving.get_registered_object(registered or "") is not None:
-        return True
-    module = entry.get("module")
-    if name == "function":
-        function = entry.get("config")
-        return function in objects or (isinstance(module, str) and module.startswith(FUNCTION_MODULES))
-    if "module" not in entry:
-        return name in PLAIN | GRAPHS or any(hasattr(getattr(keras, space), name) for space in NAMESPACES)
-    return name in PLAIN or (isinstance(module, str) and module.split(".")[0] == "keras")
-
-
-def _screen(config: Config, objects: Mapping[str, Any], unsafe: bool, path: Path | str) -> None:
-    """Refuse what would run code and what nobody knows, before Keras reads the configuration."""
-    class_name = config["class_name"]
-    if not (class_name in GRAPHS and str(config["module"]).startswith("keras")) and class_name not in objects:
-        raise ModelError(
-            f"{path}: {class_name} is a subclassed model, whose layers live in Python code and not in the file; save "
-            "a Functional or Sequential model with the same weights"
-        )
-    for entry, owner in _entries(config):
-        name = entry["class_name"]
-        if name in RUNS_CODE and not unsafe:
-            raise ModelError(
-                f"{path}: layer {owner} is a {name.strip('_')} and would run code from the file; replace it by "
-                "a built-in layer (Rescaling for a scaling), or trust the file with --unsafe"
-            )
-        if name in OLD_OPERATIONS:
-            what = _as_dict(entry.get("config")).get("function", name)
-            raise ModelError(
-                f"{path}: layer {owner} is the TensorFlow operation {what}, which Keras 3 does not read; replace it "
-                "by a layer (Add, Activation, ReLU, …) and save again"
-            )
-        if not (_known(entry, objects) or name in RUNS_CODE):
-            what = entry["config"] if name == "function" else name
-            raise ModelError(f"{path}: layer {owner} needs {what}; supply it with --custom package.module:{what}")
+    return located
 
 
 def _build(config: Config, archive: Archive, objects: Mapping[str, Any], unsafe: bool) -> Any:
@@ -235,7 +125,7 @@ def _build(config: Config, archive: Archive, objects: Mapping[str, Any], unsafe:
 
     named = {
         e["registered_name"]: objects[e["class_name"]]
-        for e, _ in _entries(config)
+        for e, _ in entries(config)
         if e["class_name"] in objects and isinstance(e.get("registered_name"), str)
     }
     try:

@@ -36,8 +36,8 @@ def start_keras() -> None:
 
 def release_stderr() -> None:
     """Give standard error back at once, though TensorFlow may still be starting in another thread."""
-    for kept in _real:
-        os.dup2(kept, 2)
+    for real in _real:
+        os.dup2(real, 2)
 
 
 @contextmanager
@@ -45,21 +45,21 @@ def _held_back() -> Iterator[None]:
     # The C++ side writes to the file descriptor, so replacing sys.stderr would not do.
     sys.stderr.flush()
     try:
-        kept = os.dup(2)
+        real = os.dup(2)
     except OSError:  # a process without standard error has nothing to keep quiet
         yield
         return
-    with tempfile.TemporaryFile() as written:
-        _real.append(kept)
-        os.dup2(written.fileno(), 2)
+    with tempfile.TemporaryFile() as captured:
+        _real.append(real)
+        os.dup2(captured.fileno(), 2)
         try:
             yield
         finally:
             sys.stderr.flush()
-            os.dup2(kept, 2)
-            _real.remove(kept)
-            os.close(kept)
-            written.seek(0)
-            for line in written:
+            os.dup2(real, 2)
+            _real.remove(real)
+            os.close(real)
+            captured.seek(0)
+            for line in captured:
                 if not CHATTER.match(line):
                     os.write(2, line)

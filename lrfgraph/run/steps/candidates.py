@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from lrfgraph.engine.memory import BoundedCache, array_bytes
-from lrfgraph.engine.nodes import Input, Result, Task, digest
+from lrfgraph.engine.nodes import Input, Result, Step, Task, digest
 from lrfgraph.layers.pieces import compose, cost
 from lrfgraph.layers.spec import Array, LayerSpec
 from lrfgraph.methods import METHODS
 from lrfgraph.methods.base import parse_rank, write_rank
 from lrfgraph.run.steps.common import layer_of
 
-__all__ = ["decompose", "enumerate_names", "factorize", "factors_of", "noise", "ranks", "score"]
+__all__ = ["STEPS", "decompose", "enumerate_names", "factorize", "factors_of", "noise", "ranks", "score"]
 
 REFERENCES = BoundedCache(1 << 30, keep_last=True)
 
@@ -73,17 +73,17 @@ def ranks(task: Task) -> Result:
 def noise(task: Task) -> Result:
     """Find the ranks at which the kernel's unfoldings by inputs and by outputs stand out from noise."""
     from lrfgraph.methods.algebra import positions_first
-    from lrfgraph.selection.policies.evbmf import noise_rank
+    from lrfgraph.selection.noise import noise_rank
 
     layer = layer_of(task.params)
     tensor = positions_first(task.inputs["weights"].array("kernel").astype(np.float64))
-    found = []
+    pairs = []
     for axis in (2, 3):
         flat = np.moveaxis(tensor, axis, 1).reshape(layer.groups, tensor.shape[axis], -1)
         rows, columns = flat.shape[1:]
         ranks = [noise_rank(np.linalg.svd(part, compute_uv=False), rows, columns) for part in flat]
-        found.append([max(1, *ranks), min(rows, columns)])
-    return Result({"ranks": found})
+        pairs.append([max(1, *ranks), min(rows, columns)])
+    return Result({"ranks": pairs})
 
 
 def factorize(task: Task) -> Result:
@@ -146,8 +146,8 @@ def score(task: Task) -> Result:
 
 
 def _per_column(layer: LayerSpec, h: Array) -> Array:
-    """Spread H over a transposed convolution's columns, which are (position, output)."""
-    if layer.family != "transposed":
+    """Spread H over the columns of a layer that scatters its inputs, which are (position, output)."""
+    if not layer.family.scatters:
         return h
     return np.stack([np.kron(np.eye(layer.positions), one) for one in h])
 
@@ -161,7 +161,7 @@ class _LayerReference:
 
         weights, record = task.inputs["weights"], task.inputs.get("record")
         kernel = layer.matrix(weights.array("kernel").astype(np.float64))
-        repeat = layer.positions if layer.family == "transposed" else 1
+        repeat = layer.positions if layer.family.scatters else 1
         stored = set(weights.names())
 
         def row(name: str, otherwise: float) -> Array:
@@ -185,8 +185,8 @@ class _LayerReference:
 
     def tap(self, kernel: Array) -> Array:
         """Outputs of the sampled rows after the activation, (n, groups·outputs)."""
-        made = self.rows @ kernel.astype(np.float32) + self.shift.astype(np.float32)
-        return self.activation(np.moveaxis(made, 0, 1).reshape(made.shape[1], -1))
+        outputs = self.rows @ kernel.astype(np.float32) + self.shift.astype(np.float32)
+        return self.activation(np.moveaxis(outputs, 0, 1).reshape(outputs.shape[1], -1))
 
 
 def _reference(task: Task, layer: LayerSpec) -> _LayerReference:
@@ -194,3 +194,12 @@ def _reference(task: Task, layer: LayerSpec) -> _LayerReference:
     inputs = (task.inputs["weights"].identity, record.identity if record else "")
     key = (*inputs, digest(dict(task.params["layer"])), task.params["tap"], task.params["tail"])
     return REFERENCES.get_or_make(key, lambda: _LayerReference(task, layer), array_bytes)
+
+
+STEPS = (
+    Step("decompose", 1, decompose),
+    Step("ranks", 2, ranks, decides=True),
+    Step("noise", 1, noise),
+    Step("factorize", 1, factorize),
+    Step("score", 1, score),
+)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lrfgraph.engine.memory import BoundedCache
-from lrfgraph.engine.nodes import Input, digest
+from lrfgraph.engine.nodes import Input, Task, digest
 from lrfgraph.layers.spec import LayerSpec
 
-__all__ = ["fresh_network_of", "geometry", "layer_of", "layers_of", "network_of", "save_model"]
+__all__ = ["fresh_network_of", "geometry", "layer_of", "layers_of", "named_layer", "network_of", "save_model"]
 
 MODELS = BoundedCache(256 << 20, keep_last=True)
 MODEL_LOCK = threading.Lock()
@@ -75,3 +75,9 @@ def save_model(model: Any, folder: Path, name: str = "model.keras") -> Path:
     path = folder / name
     model.save(path)
     return path
+
+
+def named_layer(task: Task) -> LayerSpec:
+    """The layer that a node of a pass over the network is about."""
+    by_name = {layer["name"]: layer for layer in task.inputs["model"].data["layers"]}
+    return LayerSpec.from_json(by_name[task.locators["layer"]])

@@ -2,74 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import SimpleNamespace
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from lrfgraph.engine.nodes import Result, Task, digest
+from lrfgraph.engine.nodes import Ref, Result, Step, Task, digest
 from lrfgraph.errors import ConfigurationError
-from lrfgraph.selection import POLICIES, Candidate, Decision, LayerChoices, Problem, totals
+from lrfgraph.options.recipe import SelectOptions
+from lrfgraph.selection.policies import POLICIES
+from lrfgraph.selection.problem import Candidate, CandidateId, Decision, LayerChoices, Problem
 from lrfgraph.selection.sensitivity import calibrated
 
-__all__ = ["decision_data", "problem_of", "select"]
+__all__ = ["STEPS", "decision_of", "problem_of", "select", "select_inputs"]
 
 
 def select(task: Task) -> Result:
-    problem = problem_of(task.params, {name: entry.data for name, entry in task.inputs.items()})
-    options = SimpleNamespace(**task.params["options"])
+    problem = problem_of(task.params, lambda name: task.inputs[name].data)
+    options = SelectOptions(**task.params["options"])
+    decide = POLICIES[options.policy].decide
+    assert decide is not None
     try:
-        data = decision_data(problem, POLICIES[options.policy](problem, options))
+        decision = decide(problem, options)
     except ConfigurationError as error:  # an answer like any other: the same question need not be asked again
         return Result({"infeasible": str(error)}, identity=digest(str(error)))
-    said = [(c["layer"], c["method"], c.get("rank")) for c in data["choices"]]
-    return Result(data, identity=digest(said))
+    identity = [(c.layer, *(c.id[1:] if c.id else (None, None))) for c in decision.choices]
+    return Result(decision.to_json(), identity=digest(identity))
 
 
-def decision_data(problem: Problem, decision: Decision) -> dict[str, Any]:
-    """Say a decision as plain data: every layer's choice and what the whole network then costs."""
-    parameters, macs = totals(problem, decision.choices)
-    choices = [
-        {
-            "layer": c.layer,
-            "method": c.candidate.method,
-            "rank": c.candidate.rank,
-            "similarity": dict(c.candidate.similarity),
-        }
-        | {"parameters": c.candidate.parameters, "macs": c.candidate.macs, "reason": ""}
-        if c.candidate
-        else {"layer": c.layer, "method": None, "reason": c.reason}
-        for c in decision.choices
-    ]
-    return {"choices": choices, "notes": decision.notes, "parameters": parameters, "macs": macs}
+def decision_of(data: Mapping[str, Any]) -> Decision:
+    """Return the decision that a `select` node came to; raises ConfigurationError where there is none."""
+    if "infeasible" in data:
+        raise ConfigurationError(data["infeasible"])
+    return Decision.from_json(data)
 
 
-def problem_of(params: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> Problem:
+def select_inputs(
+    scores: Mapping[CandidateId, Ref], probes: Mapping[CandidateId, Ref], noise: Mapping[str, Ref]
+) -> tuple[dict[str, Any], dict[str, str | Ref]]:
+    """Return the part of a `select` node's parameters that says what it reads about whom, and its inputs."""
+    inputs: dict[str, str | Ref] = {_input("score", candidate): ref for candidate, ref in scores.items()}
+    inputs |= {_input("probe", candidate): ref for candidate, ref in probes.items()}
+    inputs |= {_input("noise", layer): ref for layer, ref in noise.items()}
+    about = {"scores": [list(c) for c in scores], "probes": [list(c) for c in probes], "noise": list(noise)}
+    return about, inputs
+
+
+def _input(kind: str, about: CandidateId | str) -> str:
+    return f"{about}/{kind}"
+
+
+def problem_of(params: Mapping[str, Any], data: Callable[[str], Mapping[str, Any]]) -> Problem:
     """Gather what is known of all candidates.
 
-    params : of a `select` node.  results : by name: scores as ``layer|method|rank``, probes as
-    ``layer|probe|method/rank``, ranks above noise as ``layer|noise|ranks``.
+    params : of a `select` node.  data : what an input of it says.
     """
-    found: dict[str, list[Candidate]] = {}
-    noise: dict[str, tuple[tuple[int, int], ...]] = {}
-    probed: dict[str, dict[tuple[str, str], float]] = {}
-    for name, data in results.items():
-        layer, method, rank = name.rsplit("|", 2)
-        if method == "noise":
-            noise[layer] = tuple((ours, full) for ours, full in data["ranks"])
-        elif method == "probe":
-            of, _, its_rank = rank.partition("/")
-            probed.setdefault(layer, {})[of, its_rank] = data["kl"]
-        else:
-            found.setdefault(layer, []).append(Candidate(layer, method, rank, **data))
+    scored = _by_layer(Candidate(c, **data(_input("score", c))) for c in _ids(params["scores"]))
+    measured = {c: float(data(_input("probe", c))["kl"]) for c in _ids(params["probes"])}
+    noise = {layer: tuple(map(tuple, data(_input("noise", layer))["ranks"])) for layer in params["noise"]}
     layers = tuple(
-        LayerChoices(
-            name,
-            parameters,
-            macs,
-            calibrated(found.get(name, ()), probed.get(name, {})),
-            kept,
-            noise.get(name, ()),
-        )
+        LayerChoices(name, parameters, macs, calibrated(scored.get(name, ()), measured), kept, noise.get(name, ()))
         for name, parameters, macs, kept in params["layers"]
     )
     return Problem(layers, params["parameters"], params["macs"], params["metric"])
+
+
+def _ids(written: Iterable[tuple[str, str, str]]) -> list[CandidateId]:
+    return [CandidateId(*parts) for parts in written]
+
+
+def _by_layer(candidates: Iterable[Candidate]) -> dict[str, list[Candidate]]:
+    layers: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        layers.setdefault(candidate.layer, []).append(candidate)
+    return layers
+
+
+STEPS = (Step("select", 3, select, decides=True),)

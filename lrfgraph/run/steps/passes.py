@@ -1,16 +1,12 @@
-"""Steps that run the network once for all layers: record, curvature and probe."""
+"""Steps that run the network once for all layers: record and curvature."""
 
 from __future__ import annotations
 
-from lrfgraph.engine.nodes import Result, Task
-from lrfgraph.layers.spec import LayerSpec
-from lrfgraph.methods import METHODS
-from lrfgraph.methods.base import parse_rank
-from lrfgraph.run.steps.candidates import factors_of
-from lrfgraph.run.steps.common import fresh_network_of, network_of
+from lrfgraph.engine.nodes import Result, Step, Task
+from lrfgraph.run.steps.common import named_layer, network_of
 from lrfgraph.run.steps.sources import images_of
 
-__all__ = ["curvature", "curvature_together", "probe", "probe_together", "record", "record_together"]
+__all__ = ["STEPS"]
 
 
 def record_together(tasks: list[Task]) -> list[Result]:
@@ -19,10 +15,9 @@ def record_together(tasks: list[Task]) -> list[Result]:
     first = tasks[0]
     images, _ = images_of(first.inputs["data"], first.locators, "calibration")
     options = first.params["options"]
-    layers = [_namedlayer_of(task) for task in tasks]
-    recordings = record(
-        network_of(first.inputs["model"], first.locators["trust"]), layers, images, **options, progress=first.progress
-    )
+    layers = [named_layer(task) for task in tasks]
+    network = network_of(first.inputs["model"], first.locators["trust"])
+    recordings = record(network, layers, images, **options, progress=first.progress)
     return [
         Result(
             {"count": r.count, "images": len(images)},
@@ -34,47 +29,21 @@ def record_together(tasks: list[Task]) -> list[Result]:
 
 def curvature_together(tasks: list[Task]) -> list[Result]:
     from lrfgraph.network.curvature import curvature
+    from lrfgraph.network.heads import head_of
 
     first = tasks[0]
     images, _ = images_of(first.inputs["data"], first.locators, "calibration")
     images = images[: first.params["images"]]
-    model = first.inputs["model"]
-    layers = [_namedlayer_of(task) for task in tasks]
-    found = curvature(
-        network_of(model, first.locators["trust"]),
+    layers = [named_layer(task) for task in tasks]
+    curvatures = curvature(
+        network_of(first.inputs["model"], first.locators["trust"]),
         layers,
         images,
-        model.data["structure"]["output"],
+        head_of(first.params["head"], first.params["activation"]),
         first.params["seed"],
         progress=first.progress,
     )
-    return [Result({}, {"curvature": h}) for h in found]
-
-
-def probe_together(tasks: list[Task]) -> list[Result]:
-    from lrfgraph.network.probing import Probe, probe
-
-    first = tasks[0]
-    images, _ = images_of(first.inputs["data"], first.locators, "calibration")
-    model = first.inputs["model"]
-    probes = []
-    for task in tasks:
-        layer, method, rank = _namedlayer_of(task), task.params["method"], task.params["rank"]
-        weights = factors_of(layer, method, rank, task.inputs["factors"], task.inputs["prepared"])
-        probes.append(Probe(layer, METHODS[method].pieces(layer, parse_rank(rank)), weights))
-    found = probe(
-        fresh_network_of(model, first.locators["trust"]),  # its kernels are exchanged
-        probes,
-        images[: first.params["images"]],
-        model.data["structure"]["output"],
-        first.progress,
-    )
-    return [Result({"kl": kl}) for kl in found]
-
-
-def _namedlayer_of(task: Task) -> LayerSpec:
-    by_name = {layer["name"]: layer for layer in task.inputs["model"].data["layers"]}
-    return LayerSpec.from_json(by_name[task.locators["layer"]])
+    return [Result({}, {"curvature": h}) for h in curvatures]
 
 
 def record(task: Task) -> Result:
@@ -85,5 +54,7 @@ def curvature(task: Task) -> Result:
     return curvature_together([task])[0]
 
 
-def probe(task: Task) -> Result:
-    return probe_together([task])[0]
+STEPS = (
+    Step("record", 1, record, record_together),
+    Step("curvature", 3, curvature, curvature_together),
+)

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from lrfgraph.engine.memory import BoundedCache, array_bytes
-from lrfgraph.engine.nodes import Input, Result, Task, digest
+from lrfgraph.engine.nodes import Input, Result, Step, Task, digest
+from lrfgraph.images import preprocessing as images
+from lrfgraph.images import sources
+from lrfgraph.images import splits as splitting
 from lrfgraph.options.recipe import DataOptions
 from lrfgraph.run.steps.common import network_of, save_model
 
-__all__ = ["data", "describe", "images_of", "try_preprocessings"]
+__all__ = ["STEPS", "data", "describe", "images_of", "try_preprocessings"]
 
 IMAGES = BoundedCache(1 << 30, keep_last=True)
 PARTS = ("calibration", "repair", "validation", "train", "test")
@@ -40,51 +43,56 @@ def describe(task: Task) -> Result:
 
 
 def data(task: Task) -> Result:
-    from lrfgraph.images import splits as data
+    """Divide the images and decide the head from their labels; each split is known by what its images say."""
+    from lrfgraph.network.heads import HEADS, decide
 
     params, options, base = task.params, _data_options(task.locators), Path(task.locators["base"])
     options = replace(options, calibration=max(params["calibration"], params["repair"]))
     input_shape, output_shape = tuple(params["input_shape"]), tuple(params["output_shape"])
-    dataset = data.load(options, base, input_shape)
-    splits = data.split(dataset, options)
-    preprocessing = data.preprocessing(options, input_shape, base)
+    dataset = sources.load(options, base, input_shape)
+    splits = splitting.split(dataset, options)
+    preprocessing = images.preprocessing(options, input_shape, base)
     how = _digest_of(preprocessing)
-    kind = data.task_of(options, splits.validation.labels(dataset), input_shape, output_shape)
+    labels = splits.validation.labels(dataset)
+    name = options.head
+    if name == "auto":
+        name = decide(params["proposed"], params["activation"], labels, output_shape, input_shape)
+    head = HEADS[name]
     arrays, identities, parts = {}, {}, {}
     for name in PARTS:
         part = getattr(splits, "calibration" if name == "repair" else name)
         if part is not None and name in ("calibration", "repair"):
-            part = data.Part(part.source, part.indices[: params[name]])
+            part = splitting.Part(part.source, part.indices[: params[name]])
         if part is None or not len(part):
             continue
-        labels = data.targets_of(part.labels(dataset), kind, output_shape)
+        targets = targets_of(head, part.labels(dataset), output_shape)
         part.images(dataset, preprocessing)[:1]  # raises where the shapes do not fit
-        said = [how, digest(dataset.x(part.source)[part.indices])]
-        if labels is not None and name not in ("calibration", "repair"):
-            said.append(digest(labels))
-        arrays[name], identities[name] = part.indices, digest(said)
-        parts[name] = {"source": part.source, "images": len(part), "labels": labels is not None}
-    chance = None
-    if kind == "classification" and parts["validation"]["labels"]:
-        labels = data.targets_of(splits.validation.labels(dataset), kind, output_shape)
-        chance = data.chance_level(labels) if labels is not None else None
-    found = {
+        content = [how, digest(dataset.x(part.source)[part.indices])]
+        if targets is not None and name not in ("calibration", "repair"):
+            content.append(digest(targets))
+        arrays[name], identities[name] = part.indices, digest(content)
+        parts[name] = {"source": part.source, "images": len(part), "labels": targets is not None}
+    targets = targets_of(head, labels, output_shape)
+    result = {
         "identities": identities,
         "parts": parts,
-        "task": kind,
-        "chance": chance,
+        "head": head.name,
+        "chance": None if targets is None else head.chance(targets),
         "notes": list(splits.notes) + list(dataset.notes),
+        "input_shape": list(input_shape),
+        "output_shape": list(output_shape),
     }
-    return Result(
-        found | {"input_shape": list(input_shape), "output_shape": list(output_shape)},
-        arrays,
-        identity=digest(identities),
-    )
+    return Result(result, arrays, identity=digest(identities))
+
+
+def targets_of(head: Any, labels: Any, output_shape: tuple[int, ...]) -> Any:
+    """Return what the head makes of labels, or ``None``."""
+    return None if labels is None else head.targets(labels, output_shape)
 
 
 def _digest_of(preprocessing: Any) -> str:
-    said = [preprocessing.scale, preprocessing.bgr, list(preprocessing.input_shape)]
-    return digest(said + [None if v is None else digest(v) for v in (preprocessing.mean, preprocessing.std)])
+    content = [preprocessing.scale, preprocessing.bgr, list(preprocessing.input_shape)]
+    return digest(content + [None if v is None else digest(v) for v in (preprocessing.mean, preprocessing.std)])
 
 
 def _data_options(locators: Mapping[str, Any]) -> DataOptions:
@@ -99,37 +107,42 @@ def _tuples(value: Any) -> Any:
 
 def images_of(entry: Input, locators: Mapping[str, Any], name: str) -> tuple[Any, Any]:
     """Return one split's images, preprocessed as they are asked for, and its targets (or ``None``)."""
-    from lrfgraph.images import splits as data
+    from lrfgraph.network.heads import HEADS
 
-    said = entry.data
-    options, base, shape = _data_options(locators), Path(locators["base"]), tuple(said["input_shape"])
+    split = entry.data
+    options, base, shape = _data_options(locators), Path(locators["base"]), tuple(split["input_shape"])
 
     def load() -> tuple[Any, Any]:
-        dataset = data.load(options, base, shape)
-        part = data.Part(said["parts"][name]["source"], entry.array(name))
-        images = part.images(dataset, data.preprocessing(options, shape, base))
-        return images, data.targets_of(part.labels(dataset), said["task"], tuple(said["output_shape"]))
+        dataset = sources.load(options, base, shape)
+        part = splitting.Part(split["parts"][name]["source"], entry.array(name))
+        prepared = part.images(dataset, images.preprocessing(options, shape, base))
+        return prepared, targets_of(HEADS[split["head"]], part.labels(dataset), tuple(split["output_shape"]))
 
-    return IMAGES.get_or_make((said["identities"][name], name), load, array_bytes)
+    return IMAGES.get_or_make((split["identities"][name], name, split["head"]), load, array_bytes)
 
 
 def try_preprocessings(model: Input, entry: Input, locators: Mapping[str, Any]) -> dict[str, float]:
-    """Return the accuracy on up to 500 validation images under each usual preprocessing, best first."""
-    from lrfgraph.images import splits as data
-    from lrfgraph.network.training import measure, predict
+    """Return the measure that decides, on up to 500 validation images, under each usual preprocessing, best first."""
+    from lrfgraph.network.evaluating import predict, pseudo_values
+    from lrfgraph.network.heads import head_of
 
-    said = entry.data
-    options, base, shape = _data_options(locators), Path(locators["base"]), tuple(said["input_shape"])
-    dataset = data.load(options, base, shape)
-    part = data.Part(said["parts"]["validation"]["source"], entry.array("validation")[:500])
-    y = data.targets_of(part.labels(dataset), said["task"], tuple(said["output_shape"]))
+    split = entry.data
+    options, base, shape = _data_options(locators), Path(locators["base"]), tuple(split["input_shape"])
+    dataset = sources.load(options, base, shape)
+    part = splitting.Part(split["parts"]["validation"]["source"], entry.array("validation")[:500])
+    head = head_of(split["head"], model.data["structure"]["activation"])
+    targets = targets_of(head, part.labels(dataset), tuple(split["output_shape"]))
     raw = dataset.x(part.source)[part.indices]
-    found = {
-        name: float(
-            measure(
-                predict(network_of(model, locators["trust"]), data.prepare(raw, other, shape, base)), y, said["task"]
-            )["accuracy"]
-        )
-        for name, other in data.guesses(raw, options).items()
-    }
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+    measured = {}
+    for name, other in images.guesses(raw, options).items():
+        outputs = predict(network_of(model, locators["trust"]), images.prepare(raw, other, shape, base))
+        each = pseudo_values(next(iter(head.measures)), outputs, targets, head)
+        if each is not None:
+            measured[name] = float(each.mean())
+    return dict(sorted(measured.items(), key=lambda item: -item[1]))
+
+
+STEPS = (
+    Step("describe", 5, describe, decides=True),
+    Step("data", 2, data, decides=True),
+)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from lrfgraph.options.recipe import SelectOptions
+from lrfgraph.selection.policy import Policy
+from lrfgraph.selection.problem import Decision, Problem, keep, take
 
-from lrfgraph.selection.problem import Choice, Decision, Problem, keep
-
-__all__ = ["given"]
+__all__ = ["POLICY"]
 
 
-def given(problem: Problem, options: Any) -> Decision:
-    """Take each layer's only candidate; a layer without one is kept."""
-    return Decision(
-        tuple(
-            Choice(layer.name, layer.candidates[0]) if layer.candidates else keep(layer, "kept by the configuration")
-            for layer in problem.layers
-        )
-    )
+def given(problem: Problem, options: SelectOptions) -> Decision:
+    """What `--configuration` says: each layer's only candidate; a layer without one is kept."""
+    choices = [
+        take(layer.candidates[0]) if layer.candidates else keep(layer, "kept by the configuration")
+        for layer in problem.layers
+    ]
+    return Decision.of("given", problem, choices)
+
+
+POLICY = Policy(
+    "given", decide=given, needs=frozenset({"curvature"}), implied_by=("configuration",), public=False
+)  # the curvature is repair's: it says which errors of a layer's outputs count

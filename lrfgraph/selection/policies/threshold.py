@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from lrfgraph.options.recipe import SelectOptions
 from lrfgraph.selection.bisection import has_budget, highest_within
-from lrfgraph.selection.problem import Choice, Decision, LayerChoices, Problem, cost_of, keep
+from lrfgraph.selection.policy import Policy
+from lrfgraph.selection.problem import Choice, Decision, LayerChoices, Problem, candidate_cost, keep, take
 
-__all__ = ["threshold"]
+__all__ = ["POLICY"]
 
 
-def threshold(problem: Problem, options: Any) -> Decision:
+def threshold(problem: Problem, options: SelectOptions) -> Decision:
     """Per layer the cheapest candidate of similarity at least `--min-similarity`; equal costs: the more similar one.
 
     With `--params` or `--macs` the similarity asked for is as high as the budget allows, one for all layers.
@@ -21,8 +21,8 @@ def threshold(problem: Problem, options: Any) -> Decision:
     return highest_within(problem, options, lambda level: _at(problem, options, level), [*levels, 2.0])
 
 
-def _at(problem: Problem, options: Any, level: float) -> Decision:
-    cost = cost_of(options.cost, options.mix, problem)
+def _at(problem: Problem, options: SelectOptions, level: float) -> Decision:
+    cost = candidate_cost(options.cost, options.mix, problem)
 
     def choose(layer: LayerChoices) -> Choice:
         if not layer.candidates:
@@ -32,9 +32,17 @@ def _at(problem: Problem, options: Any, level: float) -> Decision:
             best = max(c.similarity[problem.metric] for c in layer.candidates)
             return keep(layer, f"no candidate reaches {problem.metric} {level:g} (best {best:.4f})")
         chosen = min(good, key=lambda c: (cost(c), -c.similarity[problem.metric], c.method, c.rank))
-        kept = {"parameters": layer.parameters, "macs": layer.macs}.get(options.cost)
-        if kept is not None and cost(chosen) >= kept:
+        whole = {"parameters": layer.parameters, "macs": layer.macs}.get(options.cost)
+        if whole is not None and cost(chosen) >= whole:
             return keep(layer, f"no candidate at {problem.metric} {level:g} has fewer {options.cost}")
-        return Choice(layer.name, chosen)
+        return take(chosen)
 
-    return Decision(tuple(choose(layer) for layer in problem.layers))
+    return Decision.of("threshold", problem, [choose(layer) for layer in problem.layers])
+
+
+POLICY = Policy(
+    "threshold",
+    decide=threshold,
+    options=("min_similarity", "cost", "mix", "params", "macs"),
+    implied_by=("min_similarity",),
+)

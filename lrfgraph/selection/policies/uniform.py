@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from lrfgraph.errors import ConfigurationError
+from lrfgraph.options.recipe import SelectOptions
 from lrfgraph.selection.bisection import has_budget, highest_within
-from lrfgraph.selection.problem import Candidate, Choice, Decision, LayerChoices, Problem, keep
+from lrfgraph.selection.policy import Policy
+from lrfgraph.selection.problem import Candidate, Choice, Decision, LayerChoices, Problem, keep, take
 
-__all__ = ["uniform"]
+__all__ = ["POLICY"]
 
 
-def uniform(problem: Problem, options: Any) -> Decision:
+def uniform(problem: Problem, options: SelectOptions) -> Decision:
     """Baseline: every layer is cut to the same share, by the candidate of least distortion that costs no more.
 
     The share, of parameters or (where `--macs` alone is given) of MACs, is as high as the budget allows.
@@ -30,13 +30,16 @@ def uniform(problem: Problem, options: Any) -> Decision:
         if level >= 1.0 or not layer.candidates:
             return keep(layer, "every layer may keep all it has")
         if cheap:
-            return Choice(layer.name, min(cheap, key=lambda c: (c.distortion, c.parameters, c.method, c.rank)))
-        return Choice(layer.name, min(layer.candidates, key=lambda c: (share(layer, c), c.distortion)))
+            return take(min(cheap, key=lambda c: (c.distortion, c.parameters, c.method, c.rank)))
+        return take(min(layer.candidates, key=lambda c: (share(layer, c), c.distortion)))
 
     levels = [share(layer, c) for layer in problem.layers for c in layer.candidates]
     return highest_within(
         problem,
         options,
-        lambda level: Decision(tuple(choose(layer, level) for layer in problem.layers)),
+        lambda level: Decision.of("uniform", problem, [choose(layer, level) for layer in problem.layers]),
         [*(level for level in levels if level < 1.0), 1.0],
     )
+
+
+POLICY = Policy("uniform", decide=uniform, options=("params", "macs"))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lrfgraph.errors import ModelError
-from lrfgraph.network.opening.legacy import repair
+from lrfgraph.network.opening.legacy import modernize
 from lrfgraph.network.opening.loading import load_model
 
 RNG = np.random.default_rng(0)
@@ -161,7 +161,7 @@ def test_a_graph_of_keras_2(tmp_path: Path) -> None:
 )
 def test_what_has_no_counterpart_is_refused_by_name(config: dict[str, Any], words: str) -> None:
     with pytest.raises(ModelError, match=words):
-        repair({"class_name": "Sequential", "config": [config]} if config["class_name"] != "Model" else config)
+        modernize({"class_name": "Sequential", "config": [config]} if config["class_name"] != "Model" else config)
 
 
 @pytest.mark.parametrize(
@@ -174,8 +174,8 @@ def test_what_has_no_counterpart_is_refused_by_name(config: dict[str, Any], word
         (layer("AtrousConvolution1D", name="c", atrous_rate=2), ("Conv1D", {"name": "c", "dilation_rate": 2})),
     ],
 )
-def test_single_repairs(before: dict[str, Any], after: tuple[str, dict[str, Any]]) -> None:
-    (found,) = repair({"class_name": "Sequential", "config": [before]})["config"]["layers"]
+def test_single_changes(before: dict[str, Any], after: tuple[str, dict[str, Any]]) -> None:
+    (found,) = modernize({"class_name": "Sequential", "config": [before]})["config"]["layers"]
     assert (found["class_name"], found["config"]) == after
 
 
@@ -191,9 +191,9 @@ def test_what_keras_3_wrote_is_left_alone() -> None:
             ],
         },
     }
-    assert repair(config, "3.15.1") == config
+    assert modernize(config, "3.15.1") == config
     del config["config"]["layers"][1]["config"]["kernel_initializer"]
-    assert repair(config, "2.9.0") == config
+    assert modernize(config, "2.9.0") == config
 
 
 def test_kernels_flipped_by_theano_are_refused(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ FUZZ = Path(__file__).parents[3] / "pipelines" / "benchmarks" / "fuzz_models.py"
 
 
 def saved(model: Any, path: Path) -> Path:
-    from lrfgraph.network.rebuilding import _quiet
+    from lrfgraph.network.exporting import _quiet
 
     with _quiet():
         model.save(path)

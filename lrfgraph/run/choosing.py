@@ -1,0 +1,169 @@
+"""How a run chooses its configuration: policies are pure, this is where they meet the graph.
+
+Every answer is a cached node: a budget's configuration, its repair, its measurement on validation images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from lrfgraph.engine.nodes import Ref
+from lrfgraph.errors import ConfigurationError
+from lrfgraph.network.evaluating import gain
+from lrfgraph.network.heads import head_of
+from lrfgraph.run import nodes
+from lrfgraph.run.driver import Driver
+from lrfgraph.run.state import Compression
+from lrfgraph.run.steps.decisions import decision_of, problem_of
+from lrfgraph.selection.exchanges import Judge, refine
+from lrfgraph.selection.front import Budgets, Front, Point, grid_share, limit_note
+from lrfgraph.selection.policies import POLICIES
+from lrfgraph.selection.problem import Candidate, Decision, Problem
+from lrfgraph.selection.sensitivity import to_probe
+
+__all__ = ["choose", "probe"]
+
+
+def probe(driver: Driver, compression: Compression) -> Compression:
+    """Probe a few candidates of each layer, where the policy stands on predictions and probes are asked for."""
+    network, exploration = compression.network, compression.exploration
+    count = network.recipe.select.probes
+    if not count or network.data is None or not network.policy.refines:
+        return compression
+    layers: dict[str, list[Candidate]] = {}
+    for candidate, ref in exploration.scores.items():
+        layers.setdefault(candidate.layer, []).append(Candidate(candidate, **driver.data(ref)))
+    chosen = [candidate.id for candidates in layers.values() for candidate in to_probe(candidates, count)]
+    probes = nodes.probe_nodes(network, exploration, chosen)
+    refs = driver.carry_out("probe", list(probes.values()))
+    return replace(compression, exploration=replace(exploration, probes=nodes.refs_of(probes, refs)))
+
+
+def choose(driver: Driver, compression: Compression) -> Compression:
+    """Let the policy decide, and refine its decision where the policy and the recipe say so."""
+    options, policy = compression.network.recipe.select, compression.network.policy
+    bench = _Bench(driver, compression)
+    if policy.search is None:
+        return _decided(bench, _decide(bench, policy.name))
+    front = policy.search(Budgets(bench.measure, lambda step: bench.solution(step) is not None), options)
+    front = _refined_front(bench, front) if policy.refines else front
+    decision = replace(front.decision, policy=policy.name)
+    return compression.noted(*front.notes, decision=decision, points=front.points)
+
+
+def _decide(bench: _Bench, policy: str) -> Decision:
+    compression = bench.compression
+    node = nodes.select_node(compression.network, compression.exploration, POLICIES[policy])
+    ref = bench.driver.carry_out("select", [node])[node.name]
+    return decision_of(bench.driver.data(ref))
+
+
+def _decided(bench: _Bench, decision: Decision) -> Compression:
+    """Refine what a policy without measurements came to, if it is one of those that exchanges may better."""
+    network, options = bench.compression.network, bench.compression.network.recipe.select
+    if network.policy.refines and options.refine and bench.compression.baseline is not None:
+        refinement = refine(
+            bench.problem(), decision, options.refine, bench.judge(), params=options.params, macs=options.macs
+        )
+        if refinement is not None:
+            return bench.compression.noted(refinement.note, decision=refinement.decision)
+    return replace(bench.compression, decision=decision)
+
+
+def _refined_front(bench: _Bench, front: Front) -> Front:
+    """Refine the chosen point; the drop may not grow beyond the limit, or beyond what it was."""
+    options, chosen = bench.compression.network.recipe.select, front.chosen
+    if not options.refine:
+        return front
+    limit = max(options.max_drop, chosen.drop)
+
+    def allowed(decision: Decision, measured: Ref) -> bool:
+        return bench.point(chosen.step, decision, measured).drop <= limit
+
+    judge = replace(bench.judge(), allowed=allowed)
+    refinement = refine(bench.problem(), front.decision, options.refine, judge, **bench.budget(chosen.step))
+    if refinement is None:
+        return front
+    point = bench.point(chosen.step, refinement.decision, refinement.measured)
+    points = tuple(point if other.step == point.step else other for other in front.points)
+    return Front(point, points, (limit_note(point, options.max_drop), refinement.note))
+
+
+class _Bench:
+    """Solves for budgets, measures configurations and compares them, all through the graph."""
+
+    def __init__(self, driver: Driver, compression: Compression) -> None:
+        self.driver, self.compression = driver, compression
+        self.network = compression.network
+
+    def budget(self, step: int) -> dict[str, float]:
+        """The share that is kept at a step of the grid, of what is to become small."""
+        return {"macs" if self.network.recipe.select.cost == "macs" else "params": grid_share(step)}
+
+    def problem(self) -> Problem:
+        node = nodes.select_node(self.network, self.compression.exploration, POLICIES["budget"])
+        refs = {name: ref for name, ref in node.inputs.items() if isinstance(ref, Ref)}
+        return problem_of(node.params, lambda name: self.driver.data(refs[name]))
+
+    def solution(self, step: int) -> Decision | None:
+        """The configuration of least predicted loss within a budget, ``None`` where none is that small."""
+        options: dict[str, Any] = {"params": None, "macs": None, **self.budget(step)}
+        node = nodes.select_node(self.network, self.compression.exploration, POLICIES["budget"], options)
+        data = self.driver.data(self.driver.carry_out("search", [node])[node.name])
+        return None if "infeasible" in data else decision_of(data)
+
+    def measure(self, step: int) -> Point | None:
+        """Measure the configuration of a budget, repaired, on validation images."""
+        decision = self.solution(step)
+        return None if decision is None else self.point(step, decision, self.evaluate(decision))
+
+    def evaluate(self, decision: Decision) -> Ref:
+        """Rebuild and repair a configuration and measure it on validation images."""
+        assert self.compression.baseline is not None
+        rebuilt = nodes.rebuild_nodes(self.network, decision.configuration, self.compression.exploration, True)
+        model = self.driver.carry_out("search", rebuilt)[rebuilt[-1].name]
+        node = nodes.evaluate_node(self.network, "search", model, "validation", self.compression.baseline)
+        return self.driver.carry_out("search", [node])[node.name]
+
+    def point(self, step: int, decision: Decision, measured: Ref) -> Point:
+        assert self.compression.baseline is not None
+        measures = self.driver.data(measured)
+        drop = _drop(measures, self.driver.data(self.compression.baseline))
+        accuracy = measures.get("accuracy"), measures.get("accuracy_se")
+        size = decision.parameters, decision.macs
+        return Point(step, grid_share(step), *size, *drop, *accuracy, measures.get("kl", 0.0), decision)
+
+    def judge(self) -> Judge[Ref]:
+        baseline = self.compression.baseline
+        assert baseline is not None
+
+        def difference(first: Ref, second: Ref) -> tuple[float, float] | None:
+            outputs, rival, original = map(self.driver.outputs, (first, second, baseline))
+            if outputs is None or rival is None or original is None:
+                return None
+            return gain(outputs, rival, original, head_of(self.network.head, self.network.activation))
+
+        return Judge(self.evaluate, lambda measured: float(self.driver.data(measured).get("kl", 0.0)), difference)
+
+
+def _drop(measures: Mapping[str, Any], baseline: Mapping[str, Any]) -> tuple[float, float]:
+    """Points lost and their standard error: accuracy, else squared error, else answers that changed."""
+    if "drop" in measures:
+        return 100 * measures["drop"], 100 * measures["drop_se"]
+    if "mse" in measures:
+        whole = baseline["mse"]
+        if whole == 0:
+            raise ConfigurationError(
+                "the original's squared error on the validation images is 0, no share of it can be lost; "
+                "use --policy budget or threshold"
+            )
+        return 100 * (measures["mse"] / whole - 1), 100 * measures["mse_se"] / whole
+    if "agreement" in measures:
+        changed = 1 - measures["agreement"]
+        return 100 * changed, 100 * float((changed * (1 - changed) / measures["n"]) ** 0.5)
+    raise ConfigurationError(
+        "the policies accuracy and pareto need something to measure, received images without usable targets; "
+        "use --policy threshold or budget"
+    )

@@ -1,0 +1,386 @@
+"""The stages of a run, one function each: what is known so far in, the same and what the stage found out back.
+
+A run that is to stop after a kind of node is the same list of stages, cut.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lrfgraph import __version__
+from lrfgraph.engine.nodes import Ref
+from lrfgraph.engine.store import CorruptEntry, Store
+from lrfgraph.errors import ConfigurationError, DataError, ModelError
+from lrfgraph.layers.spec import LayerSpec
+from lrfgraph.methods import METHODS
+from lrfgraph.methods.base import parse_rank, write_rank
+from lrfgraph.run import nodes
+from lrfgraph.run.choosing import choose, probe
+from lrfgraph.run.driver import Driver
+from lrfgraph.run.state import Compression, Exploration, Network, kept_reason, methods_of
+from lrfgraph.selection.configuration import read_configuration
+from lrfgraph.selection.problem import CandidateId
+
+__all__ = ["STAGES", "Stage", "describe", "model_identity", "read_ahead", "read_model", "stages_until"]
+
+CHANCE_ERRORS = 3.0
+"""Standard errors above chance that a baseline must be, else its preprocessing is taken to be wrong."""
+
+MOST_CALIBRATION = 8192
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage and the kinds of nodes after which a run can stop there."""
+
+    name: str
+    kinds: tuple[str, ...]
+    carry_out: Callable[[Driver, Compression], Compression]
+
+
+# The model ----------------------------------------------------------------------------------------------------------
+
+
+def model_identity(model: Path, store: Store, keep: bool = True) -> str:
+    """Digest a model file's content; the same bytes are opened once."""
+    from lrfgraph.network.opening.loading import model_digest
+
+    state = None
+    if model.is_file():
+        with suppress(OSError), model.open("rb") as file:
+            state = f"model {__version__} {hashlib.file_digest(file, hashlib.blake2b).hexdigest()}"
+    return store.remembered(state, lambda: model_digest(model), keep)
+
+
+def describe(driver: Driver) -> Compression:
+    """Read the model: its layers, and what they cost at the size of the images."""
+    compression = Compression(driver, read_model(driver))
+    if any(layer.extra.get("assumed_size") for layer in compression.network.layers):
+        shape, note = _image_shape(driver, compression.network)
+        compression = compression.noted(*note, network=read_model(driver, shape))
+    names = [layer.name for layer in compression.network.layers]
+    idle = [pattern for pattern in driver.recipe.explore.skip if not fnmatch.filter(names, pattern)]
+    if idle:  # a slip of the pen would compress what should stay
+        note = [f"explore.skip: no layer matches {', '.join(map(repr, idle))}; `inspect` lists the layers"]
+        compression = compression.noted(*note)
+    return compression
+
+
+def read_model(driver: Driver, image_shape: Sequence[int] | None = None) -> Network:
+    """Describe the model file; open axes count as `image_shape` says, else as a size that is assumed."""
+    recipe = driver.recipe
+    architecture = recipe.model.architecture
+    beside = model_identity(Path(architecture), driver.store, keep=not driver.dry) if architecture else None
+    node = nodes.describe_node(str(driver.model), driver.identity, recipe, beside, image_shape)
+    ref = driver.carry_out("describe", [node])[node.name]
+    data = driver.data(ref)
+    layers = tuple(LayerSpec.from_json(layer) for layer in data["layers"])
+    structure = data["structure"]
+    meaning = structure["signature"], structure["head"], structure["activation"]
+    return Network(ref, layers, data["network"], data["parameters"], data["macs"], *meaning, recipe)
+
+
+def _image_shape(driver: Driver, network: Network) -> tuple[list[int], list[str]]:
+    """The size of the images, for a network that takes any size: MACs and rows depend on it."""
+    from lrfgraph.images.sources import load
+
+    options, structure = driver.recipe.data, driver.data(network.model)["structure"]
+    assumed = [int(n) for n in structure["shapes"][str(structure["inputs"][0])][1:]]
+    if options.source is not None and options.image_size is None:
+        arrays = load(options, driver.base, tuple(assumed)).arrays
+        shape = next(array.shape[1:] for name, array in arrays.items() if name.startswith("x"))
+        return [int(n) for n in shape] + [1] * (len(assumed) - len(shape)), []
+    size = list(options.image_size or assumed[:2])
+    note = f"the model takes images of any size; sizes and MACs are those of {'x'.join(map(str, size))}"
+    return [*size, *assumed[2:]], [note]
+
+
+# Images and the original --------------------------------------------------------------------------------------------
+
+
+def divide_images(driver: Driver, compression: Compression) -> Compression:
+    """Divide the images, and read the configuration that is to be used as it is, if there is one."""
+    network, recipe = compression.network, driver.recipe
+    if not any(True for _ in network.factorizable()):
+        raise ModelError(_nothing_to_do(network))
+    compression = replace(compression, given=_given(driver, network))
+    if recipe.data.source is None:
+        return compression.noted(
+            "no images given: similarities are those of the weights, no accuracy was measured, nothing was fine-tuned; "
+            "give images with --data FILE.npz, --data FOLDER or --data package.module:function"
+        )
+    return _divided(driver, compression)
+
+
+def _divided(driver: Driver, compression: Compression) -> Compression:
+    from lrfgraph.images.sources import source_digest, source_state
+
+    network, recipe, base = compression.network, driver.recipe, driver.base
+    structure = driver.data(network.model)["structure"]
+    if len(structure["inputs"]) != 1 or len(structure["outputs"]) != 1:
+        raise DataError(
+            f"the model has {len(structure['inputs'])} inputs and {len(structure['outputs'])} outputs; images can be "
+            "given for one of each, run it without --data"
+        )
+    facts = {f"{end}_shape": structure["shapes"][str(structure[f"{end}s"][0])][1:] for end in ("input", "output")}
+    facts |= {"proposed": network.head, "activation": network.activation}
+    source = driver.store.remembered(
+        source_state(recipe.data, base), lambda: source_digest(recipe.data, base), keep=not driver.dry
+    )
+    node = nodes.data_node(source, facts, recipe, _calibration_count(network), str(base.resolve()))
+    ref = driver.carry_out("data", [node])[node.name]
+    data = driver.data(ref)
+    network = replace(network, data=ref, images=data["identities"], locators=node.locators, head=data["head"])
+    return compression.noted(*data["notes"], network=network)
+
+
+def _calibration_count(network: Network) -> int:
+    """As many images as asked, or four times the widest dense layer: that one has a single row an image."""
+    wide = [layer.width for layer in network.layers if layer.kind == "dense" and len(layer.input_shapes[0]) == 1]
+    asked = network.recipe.data.calibration
+    return max(asked, min(4 * max(wide, default=0), MOST_CALIBRATION))
+
+
+def _nothing_to_do(network: Network) -> str:
+    reasons = dict.fromkeys(kept_reason(layer, network.recipe) for layer in network.layers if layer.kind)
+    text = "; ".join(reasons) or "it has no convolution and no dense layer"
+    return f"no layer of the model can be factorized: {text}; nothing to compress"
+
+
+def _given(driver: Driver, network: Network) -> tuple[CandidateId, ...] | None:
+    """Read the configuration that is to be used as it is, if there is one, and hold it against the model."""
+    path, recipe = driver.recipe.select.configuration, driver.recipe
+    if path is None:
+        return None
+    layers = {layer.name: layer for layer in network.layers}
+    candidates = read_configuration(driver.base / path, list(layers), tuple(METHODS))
+    for candidate in candidates:
+        layer, method = layers[candidate.layer], candidate.method
+        reason = METHODS[method].reason(layer) if layer.kind else layer.kept or "has no kernel"
+        if reason:
+            raise ConfigurationError(f"configuration {path}: {layer.name}: {method} does not apply ({reason})")
+        if kept_reason(layer, recipe) or method not in methods_of(layer, recipe):
+            raise ConfigurationError(
+                f"configuration {path}: {layer.name}: {method} is excluded by explore.methods or explore.skip; "
+                "leave them out"
+            )
+        _check_rank(path, layer, candidate)
+    return tuple(candidates)
+
+
+def _check_rank(path: str, layer: LayerSpec, candidate: CandidateId) -> None:
+    method, rank = METHODS[candidate.method], parse_rank(candidate.rank)
+    full = method.full_rank(layer)
+    try:
+        method.pieces(layer, rank)
+        # some methods have chains of several lengths; only like is compared with like
+        fits = full is None or len(full) != len(rank) or all(r <= most for r, most in zip(rank, full, strict=True))
+    except (ValueError, IndexError, KeyError):
+        fits = False
+    if not fits:
+        most = f", its largest is {write_rank(full)}" if full else ""
+        raise ConfigurationError(
+            f"configuration {path}: {layer.name}: {method.name} has no rank {candidate.rank}{most}"
+        )
+
+
+def measure_original(driver: Driver, compression: Compression) -> Compression:
+    """Measure the original first; at chance level nothing that follows would mean anything."""
+    network = compression.network
+    if network.data is None:
+        return compression
+    node = nodes.evaluate_node(network, "baseline", network.original, "validation")
+    baseline = driver.carry_out("baseline", [node])[node.name]
+    measures, chance = driver.data(baseline), driver.data(network.data)["chance"]
+    if chance is not None and not network.recipe.data.allow_chance:
+        limit = chance + CHANCE_ERRORS * measures["accuracy_se"]
+        if measures["accuracy"] <= limit and chance < 0.9:
+            raise DataError(_at_chance(driver, network, measures["accuracy"], chance))
+    return replace(compression, baseline=baseline, measured={"baseline": {"validation": measures}})
+
+
+def _at_chance(driver: Driver, network: Network, accuracy: float, chance: float) -> str:
+    from lrfgraph.run.steps.sources import try_preprocessings
+
+    assert network.data is not None
+    tried = try_preprocessings(
+        driver.store.open(network.model), driver.store.open(network.data), network.locators_with()
+    )
+    accuracies = ", ".join(f"{name}: {value:.1%}" for name, value in tried.items())
+    return (
+        f"the model is at chance level on the validation images ({accuracy:.1%}, always answering one class gives "
+        f"{chance:.1%}): the preprocessing is probably wrong; tried {accuracies}; set it with --scale, --mean, --std, "
+        "--channels, or go on with --set data.allow_chance=true"
+    )
+
+
+# Candidates ---------------------------------------------------------------------------------------------------------
+
+
+def explore(driver: Driver, compression: Compression) -> Compression:
+    """Record every layer, decompose it by every method that applies, and say which ranks are worth a candidate."""
+    network = compression.network
+    records, curvatures = nodes.record_nodes(network), nodes.curvature_nodes(network)
+    decompositions = nodes.decompose_nodes(network, records, curvatures, compression.given)
+    ranks = nodes.rank_nodes(network, decompositions)
+    layers = [*records.values(), *curvatures.values()]
+    refs = driver.carry_out("explore", [*layers, *decompositions.values(), *ranks.values()])
+    exploration = Exploration(
+        nodes.refs_of(records, refs),
+        nodes.refs_of(curvatures, refs),
+        nodes.refs_of(decompositions, refs),
+        nodes.refs_of(ranks, refs),
+    )
+    return replace(compression, exploration=exploration)
+
+
+def score_candidates(driver: Driver, compression: Compression) -> Compression:
+    """Factorize and score every candidate, or those of a configuration that is given."""
+    network, exploration = compression.network, compression.exploration
+    candidates = compression.given
+    if candidates is None:
+        candidates = tuple(
+            CandidateId(layer, method, rank)
+            for (layer, method), ref in exploration.ranks.items()
+            for rank in driver.data(ref)["ranks"]
+        )
+    factors, scores = nodes.candidate_nodes(network, exploration, candidates)
+    noise = nodes.noise_nodes(network, list(dict.fromkeys(layer for layer, _ in exploration.ranks)))
+    refs = driver.carry_out("candidates", [*factors.values(), *scores.values(), *noise.values()])
+    exploration = replace(
+        exploration,
+        factors=nodes.refs_of(factors, refs),
+        scores=nodes.refs_of(scores, refs),
+        noise=nodes.refs_of(noise, refs),
+    )
+    return replace(compression, exploration=exploration)
+
+
+# What a configuration comes to --------------------------------------------------------------------------------------
+
+
+def rebuild(driver: Driver, compression: Compression) -> Compression:
+    """Rebuild the network with the chosen candidates, and repair it."""
+    assert compression.decision is not None
+    configuration = compression.decision.configuration
+    chain = nodes.rebuild_nodes(compression.network, configuration, compression.exploration)
+    refs = driver.carry_out("rebuild", chain)
+    names = {"factorized": "rebuild", "repaired": "repaired/rebuild"}
+    return replace(compression, models={stage: refs[name] for stage, name in names.items() if name in refs})
+
+
+def finish(driver: Driver, compression: Compression) -> Compression:
+    """Fine-tune once what is nearer to the original, repaired or not, and write it out."""
+    final, notes = _choose_repaired_or_factorized(driver, compression)
+    models = dict(compression.models)
+    finished = driver.carry_out("finish", nodes.finish_nodes(compression.network, models[final]))
+    if "finetune" in finished:
+        models["finetuned"], final = finished["finetune"], "finetuned"
+    compression = compression.noted(*notes, models=models, final=final)
+    if "export" in finished:
+        compression = replace(compression, exported=finished["export"])
+        compression = compression.noted(*_count_notes(driver, compression))
+    if "finetune" in finished:
+        history = driver.data(finished["finetune"])["history"]
+        idle = "fine-tuning brought nothing on validation images; the weights before it are kept"
+        brought = any(epoch.get("kept") for epoch in history)
+        compression = compression.noted(*([] if brought else [idle]), history=history)
+    return compression
+
+
+def _choose_repaired_or_factorized(driver: Driver, compression: Compression) -> tuple[str, list[str]]:
+    """Go on from the repaired model, unless on validation images it is further from the original than before."""
+    if "repaired" not in compression.models:
+        return "factorized", []
+    judged = {
+        stage: nodes.evaluate_node(
+            compression.network, stage, compression.models[stage], "validation", compression.baseline
+        )
+        for stage in ("factorized", "repaired")
+    }
+    refs = driver.carry_out("evaluate", list(judged.values()))
+    before, after = (driver.data(refs[node.name]).get("kl", 0.0) for node in judged.values())
+    if after <= before:
+        return "repaired", []
+    return "factorized", ["repair brought the network no nearer to the original; the factors are kept as they were"]
+
+
+def _count_notes(driver: Driver, compression: Compression) -> list[str]:
+    """Say so if the written file does not have the parameters and MACs that the decision promised."""
+    assert compression.exported is not None
+    assert compression.decision is not None
+    counted = driver.data(compression.exported)
+    planned = {"parameters": compression.decision.parameters, "macs": compression.decision.macs}
+    return [
+        f"{counted[name]:,} {name} are in the written file, {plan:,} were planned; please report this"
+        for name, plan in planned.items()
+        if counted[name] != plan
+    ]
+
+
+def evaluate(driver: Driver, compression: Compression) -> Compression:
+    """Measure every stage on validation images, and only now touch the test images."""
+    network = compression.network
+    if network.data is None:
+        return compression
+    parts = [part for part in ("validation", "test") if part in network.images]
+    models: Mapping[str, Ref] = {"baseline": network.original, **compression.models}
+    measures = {
+        (stage, part): nodes.evaluate_node(
+            network, stage, model, part, f"baseline/{part}/evaluate" if stage != "baseline" else None
+        )
+        for stage, model in models.items()
+        for part in parts
+    }
+    refs = nodes.refs_of(measures, driver.carry_out("evaluate", list(measures.values())))
+    measured: dict[str, dict[str, Any]] = {
+        stage: {part: driver.data(refs[stage, part]) for part in parts} for stage in models
+    }
+    return replace(compression, measured=measured)
+
+
+def read_ahead(driver: Driver, compression: Compression) -> None:
+    """Read what the report is going to read: here, damage is still healed."""
+    lost: CorruptEntry | None = None
+    for ref in compression.exploration.scores.values():
+        try:
+            driver.data(ref)
+        except CorruptEntry as error:  # all at once: each return to the beginning takes a while
+            driver.discard(error)
+            lost = error
+    if lost is not None:
+        raise lost
+    if compression.exported is not None:
+        for ref in compression.models.values():
+            driver.store.open(ref).file("model.keras")
+        entry = driver.store.open(compression.exported)
+        for name in entry.data["file_bytes"]:
+            entry.file(name)
+
+
+STAGES = (
+    Stage("data", ("data",), divide_images),
+    Stage("baseline", (), measure_original),
+    Stage("explore", ("record", "curvature", "decompose", "ranks"), explore),
+    Stage("candidates", ("factorize", "score", "noise"), score_candidates),
+    Stage("probe", ("probe",), probe),
+    Stage("select", ("select",), choose),
+    Stage("rebuild", ("rebuild", "repair"), rebuild),
+    Stage("finish", ("finetune", "export"), finish),
+    Stage("evaluate", ("evaluate",), evaluate),
+)
+"""What follows `describe`, in order."""
+
+
+def stages_until(kind: str | None) -> tuple[Stage, ...]:
+    """Return the stages up to the one with this kind of node; all of them for none."""
+    if kind == "describe":
+        return ()
+    ends = (index for index, stage in enumerate(STAGES, 1) if kind in stage.kinds)
+    return STAGES[: next(ends, len(STAGES))]

@@ -1,0 +1,163 @@
+"""What a run knows so far, as the stages find it out: the network, the exploration, the compressed models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
+from typing import Any
+
+from lrfgraph.engine.nodes import Ref
+from lrfgraph.layers.spec import LayerSpec
+from lrfgraph.methods import METHODS
+from lrfgraph.options.recipe import Recipe
+from lrfgraph.run.driver import Driver
+from lrfgraph.selection.front import Point
+from lrfgraph.selection.policies import policy_in_force
+from lrfgraph.selection.policy import Policy
+from lrfgraph.selection.problem import CandidateId, Decision
+
+__all__ = ["Compression", "Exploration", "Network", "kept_reason", "methods_of", "skipped"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """What `describe` and `data` said, and the recipe: all that later nodes are built from.
+
+    signature : digest of the names and configurations that do not act in inference, which a rebuilt model carries on.
+    head : what the output means, a row of HEADS.  activation : the last one of the graph.
+    images : identity of each split's images, empty without data.  locators : how to find the images; no part of a key.
+    """
+
+    model: Ref
+    layers: tuple[LayerSpec, ...]
+    digest: str
+    parameters: int
+    macs: int
+    signature: str
+    head: str
+    activation: str
+    recipe: Recipe
+    data: Ref | None = None
+    images: Mapping[str, str] = field(default_factory=dict)
+    locators: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def original(self) -> Ref:
+        """The model itself, known by what it computes."""
+        return Ref(self.digest, self.model.key)
+
+    def locators_with(self, **more: Any) -> dict[str, Any]:
+        """Return the locators of a node that opens a model: where the images are, and what the recipe trusts.
+
+        Trust never comes from what the cache says: whoever can write there could have code run.
+        """
+        options = self.recipe.model
+        return {**self.locators, "trust": {"custom": list(options.custom), "unsafe": options.unsafe}, **more}
+
+    @property
+    def meaning(self) -> dict[str, str]:
+        """What a step must know of the output to tell how far two of them are apart."""
+        return {"head": self.head, "activation": self.activation}
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that decides."""
+        return policy_in_force(self.recipe.select, self.data is not None)
+
+    def weights(self, layer: LayerSpec) -> Ref:
+        """One layer's kernel, bias and folded BatchNorm: identified by their bytes, not by the model they sit in."""
+        return Ref(layer.identity, self.model.key, f"layers/{self.layers.index(layer)}")
+
+    def split(self, *parts: str) -> Ref:
+        """One or several splits of the images."""
+        assert self.data is not None
+        return Ref("+".join(self.images[part] for part in parts), self.data.key)
+
+    def layer(self, name: str) -> LayerSpec:
+        return next(layer for layer in self.layers if layer.name == name)
+
+    def factorizable(self) -> Iterator[LayerSpec]:
+        return (layer for layer in self.layers if not kept_reason(layer, self.recipe))
+
+    @property
+    def repairs(self) -> bool:
+        return self.data is not None and self.recipe.repair.enabled
+
+    @property
+    def finetunes(self) -> bool:
+        return self.data is not None and "train" in self.images and self.recipe.finetune.epochs > 0
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """Results by what they are about: a layer, a (layer, method), a candidate."""
+
+    records: Mapping[str, Ref] = field(default_factory=dict)
+    curvatures: Mapping[str, Ref] = field(default_factory=dict)
+    decompositions: Mapping[tuple[str, str], Ref] = field(default_factory=dict)
+    ranks: Mapping[tuple[str, str], Ref] = field(default_factory=dict)
+    factors: Mapping[CandidateId, Ref] = field(default_factory=dict)
+    scores: Mapping[CandidateId, Ref] = field(default_factory=dict)
+    probes: Mapping[CandidateId, Ref] = field(default_factory=dict)
+    noise: Mapping[str, Ref] = field(default_factory=dict)
+
+    def weights(self, candidate: CandidateId) -> tuple[Ref, Ref]:
+        """A candidate's factors, and what all ranks of its method share."""
+        return self.factors[candidate], self.decompositions[candidate.layer, candidate.method]
+
+
+@dataclass(frozen=True)
+class Compression:
+    """What a run came to; `report` writes it out.  Each stage returns it with what it found out.
+
+    driver : what carried it out: counts of nodes, seconds, the store.
+    given : the candidates of a configuration that is used as it is, ``None`` where a policy decides.
+    baseline : measures of the original on validation images.  decision : one choice a layer.
+    points : what a policy that searches measured.  models : the entry of each stage (``factorized``, ``repaired``,
+    ``finetuned``).  final : the stage that is written out.  exported : entry of the two files.
+    history : of fine-tuning, by epoch.  measured : by stage and split.  notes : what a person should know.
+    stopped : whether ``run.until`` cut the stages short.
+    """
+
+    driver: Driver = field(repr=False)
+    network: Network
+    given: tuple[CandidateId, ...] | None = None
+    baseline: Ref | None = None
+    exploration: Exploration = field(default_factory=Exploration)
+    decision: Decision | None = None
+    points: tuple[Point, ...] = ()
+    models: Mapping[str, Ref] = field(default_factory=dict)
+    final: str = "factorized"
+    exported: Ref | None = None
+    history: list[dict[str, Any]] | None = None
+    measured: Mapping[str, Mapping[str, dict[str, Any]]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    stopped: bool = False
+
+    def noted(self, *notes: str, **changes: Any) -> Compression:
+        """Return it with changes, and more to say."""
+        return replace(self, notes=(*self.notes, *notes), **changes)
+
+
+def kept_reason(layer: LayerSpec, recipe: Recipe) -> str:
+    """Say why a layer is kept whatever the scores, or return ``""``."""
+    if layer.kept or not layer.kind:
+        return layer.kept or "has no kernel"
+    if skipped(layer, recipe):
+        return "skipped by explore.skip"
+    if not methods_of(layer, recipe):
+        names = recipe.explore.methods or tuple(METHODS)
+        reasons = dict.fromkeys(f"{name}: {METHODS[name].reason(layer)}" for name in names)
+        return "no method applies (" + "; ".join(reasons) + ")"
+    return ""
+
+
+def skipped(layer: LayerSpec, recipe: Recipe) -> bool:
+    return any(fnmatch(layer.name, pattern) for pattern in recipe.explore.skip)
+
+
+def methods_of(layer: LayerSpec, recipe: Recipe) -> list[str]:
+    """Return the names of the methods that apply to a layer and are asked for."""
+    names = recipe.explore.methods or tuple(METHODS)
+    return [name for name in METHODS if name in names and not METHODS[name].reason(layer)]
