@@ -12,7 +12,7 @@ from lrfgraph.engine.events import Event
 from lrfgraph.engine.execute import healing
 from lrfgraph.engine.nodes import digest
 from lrfgraph.engine.runs import start_run
-from lrfgraph.engine.store import Store
+from lrfgraph.engine.store import CorruptEntry, Store
 from lrfgraph.engine.workers import workers_for
 from lrfgraph.errors import ConfigurationError, StoreError
 from lrfgraph.layers.similarity import METRICS
@@ -69,11 +69,17 @@ def plan(model: str | Path, recipe: Recipe | None = None, *, base: str | Path = 
     store = Store(Path(recipe.run.cache))
     identity = stages.model_identity(Path(model), store, keep=False)
     driver = Driver(recipe, store, Path(model), identity, Path(base), dry=True)
-    try:
-        _carry_out(driver, None)
-    except Unplanned:
-        return driver, False
-    return driver, True
+    while True:
+        try:
+            _carry_out(driver, None)
+        except Unplanned:
+            return driver, False
+        except CorruptEntry as error:  # `compress` would compute it again; here it counts as missing
+            if error.key in driver.unreadable:
+                raise
+            driver.unreadable[error.key] = error.why
+        else:
+            return driver, True
 
 
 def inspect(

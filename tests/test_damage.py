@@ -34,6 +34,23 @@ def test_damaged_entries_are_computed_again_and_named_once(finished: Finished, c
     assert all(summary[name] == before[name] for name in ("layers", "final", "factorized"))
 
 
+@pytest.mark.parametrize("kind", ["describe", "data", "ranks", "select", "finetune", "export", "evaluate"])
+def test_a_plan_counts_what_is_damaged_as_work_until_a_run_has_mended_it(
+    kind: str, finished: Finished, call: Call, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    shutil.copytree(finished.cache, cache)
+    for path in (cache / "v1" / kind).glob("??/*/entry.json"):
+        path.write_bytes(path.read_bytes().replace(b'"created":', b'"created":1', 1))
+    planned = call("plan", *finished.arguments, "--cache", cache, "--json")
+    assert planned.code == 3, planned.err
+    plan = json.loads(planned.out)
+    assert plan["nodes"]["run"][kind] == len([node for node in plan["missing"] if node["step"] == kind]) > 0
+    assert {node["why"] for node in plan["missing"]} == {"damaged in the cache: the manifest is damaged"}
+    assert call("run", *finished.arguments, "--cache", cache, "--out", tmp_path / "out").code == 0
+    assert call("plan", *finished.arguments, "--cache", cache).code == 0
+
+
 HEEDING = """
 import runpy, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where tests run in the background

@@ -109,7 +109,8 @@ def plan(resolution: Resolution, store: Store, targets: Iterable[str] | None = N
             planned.append(PlannedNode(node.name, node.step, resolved.key, cached=True))
             continue
         index = indexes[node.step]
-        why = whys[node.name] = _why(resolved, index, whys)
+        why = resolution.damaged.get(resolved.key)
+        why = whys[node.name] = f"damaged in the cache: {why}" if why else _why(resolved, index, whys)
         planned.append(PlannedNode(node.name, node.step, resolved.key, False, why, index.seconds, index.bytes))
     counted = {node.key: node for node in planned if not node.cached}.values()
     by_step: dict[str, list[PlannedNode]] = defaultdict(list)

@@ -47,7 +47,8 @@ class Driver:
     data start from.  live : the run's record, which keeps its entries from `cache gc`.
     only : the kind of node after which the run stops, while its last stage is carried out.
     run, reused : nodes by kind.  seconds : wall time by stage.  lookups : of a dry run.
-    damaged : entries that turned out damaged, and why.
+    damaged : entries that turned out damaged, and why.  unreadable : keys of those that a dry run came upon and leaves
+    as they are.
     """
 
     recipe: Recipe
@@ -65,6 +66,7 @@ class Driver:
     seconds: dict[str, float] = field(default_factory=dict)
     lookups: list[Lookup] = field(default_factory=list)
     damaged: dict[str, str] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     @property
     def warnings(self) -> list[str]:
@@ -78,6 +80,7 @@ class Driver:
         """Count anew: the stages are gone through once more."""
         self.run.clear()
         self.reused.clear()
+        self.lookups.clear()
 
     def carry_out(self, stage: str, nodes: Sequence[Node]) -> dict[str, Ref]:
         """Carry out nodes and return their results by name; of the last stage, those of the kind to stop after."""
@@ -99,7 +102,7 @@ class Driver:
         return refs
 
     def _look_up(self, nodes: Sequence[Node], targets: list[str] | None) -> dict[str, Ref]:
-        resolution = resolve(nodes, STEPS, self.store)
+        resolution = resolve(nodes, STEPS, self.store, self.unreadable)
         self.lookups.append(Lookup(resolution, targets))
         needed = resolution.needed(targets)
         for resolved in needed:
@@ -134,5 +137,5 @@ class Driver:
         return entry.array("outputs") if "outputs" in entry.names() else None
 
     def _require(self, ref: Ref) -> None:
-        if self.dry and not self.store.has(ref.key):
+        if self.dry and (ref.key in self.unreadable or not self.store.has(ref.key)):
             raise Unplanned(ref.key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections import Counter
@@ -16,16 +17,7 @@ from lrfgraph.engine import maintenance
 from lrfgraph.engine.events import Event
 from lrfgraph.engine.execute import execute
 from lrfgraph.engine.leases import Waiting
-from lrfgraph.engine.maintenance import (
-    EntryInfo,
-    Usage,
-    fingerprints,
-    gc,
-    list_entries,
-    remove,
-    usage,
-    verify,
-)
+from lrfgraph.engine.maintenance import EntryInfo, Usage, fingerprints, gc, list_entries, remove, usage, verify
 from lrfgraph.engine.nodes import Ref, digest
 from lrfgraph.engine.runs import LiveRun, RunRecord, list_runs, pin, remove_run, start_run
 from lrfgraph.engine.store import Store
@@ -254,3 +246,70 @@ def test_a_pin_and_what_it_keeps_survive_the_next_run(store: Store) -> None:
     start_run(store, "run", [A[2]]).close()
     assert [(run.keys, run.pinned) for run in list_runs(store)] == [((A[1], A[2]), True)]
     pin(store, "run", False)
+
+
+def crafted(store: Store, name: str, keys: list[str], inside: str = "") -> None:
+    """A run record as it was never written."""
+    path = store.base / "runs" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"name": inside or name, "keys": keys, "pinned": False, "created": 0.0}))
+
+
+def outside(tmp_path: Path, kind: str = "score") -> tuple[Path, str]:
+    """A folder that is not the cache's, laid out as if it were a kind's, and the key of what lies in it."""
+    key = f"{kind}/{digest('precious')}"
+    folder = tmp_path / "home" / key[len(kind) + 1 :][:2] / key[len(kind) + 1 :]
+    folder.mkdir(parents=True)
+    (folder / "thesis.tex").write_text("…")
+    return folder, key
+
+
+def test_a_crafted_record_removes_nothing_outside(tmp_path: Path) -> None:
+    store = Store(tmp_path / "cache")
+    refs = fill(store)
+    folder, key = outside(tmp_path)
+    wrong = ["../../home", f"../../home/{key.partition('/')[2]}", str(folder), f"score/../../../home/{folder.name}", ""]
+    wrong += ["score/" + "A" * 40, key + "/../..", f"{key}\n", "score/*"]
+    crafted(store, "crafted", [*wrong, refs["s0"].key])
+    assert remove(store, run="crafted").keys == [refs["s0"].key]
+    assert (folder / "thesis.tex").exists()
+    for one in wrong:
+        for use in (store.folder, store.discard, store.last_use, store.scratch, store.lease_path, store.manifest):
+            with pytest.raises(StoreError, match="keys are a kind and 40 hexadecimal digits"):
+                use(one)
+
+
+def test_a_record_is_known_by_its_file(store: Store, tmp_path: Path) -> None:
+    fill(store)
+    crafted(store, "mine", [], inside="../../elsewhere")
+    crafted(store, "-no-name", [])
+    assert [run.name for run in list_runs(store)] == ["mine"]
+    pin(store, "mine")
+    assert not (tmp_path / "elsewhere.json").exists()
+    assert [run.pinned for run in list_runs(store)] == [True]
+
+
+def test_links_are_not_followed_out_of_the_cache(tmp_path: Path) -> None:
+    store = Store(tmp_path / "cache")
+    folder, key = outside(tmp_path)
+    (store.base / "runs").mkdir(parents=True)
+    (store.base / "score").symlink_to(tmp_path / "home")
+    crafted(store, "crafted", [key])
+    with pytest.raises(StoreError, match="leads out of it; remove the link"):
+        remove(store, run="crafted")
+    gc(store, max_size=0)
+    (store.base / "score").unlink()
+    store.folder(key).parent.mkdir(parents=True)
+    store.folder(key).symlink_to(folder)
+    crafted(store, "crafted", [key])
+    remove(store, run="crafted")
+    assert not store.folder(key).is_symlink()
+    assert (folder / "thesis.tex").exists()
+
+
+def test_a_cache_that_is_a_link_is_a_cache(tmp_path: Path) -> None:
+    (tmp_path / "large-disk").mkdir()
+    (tmp_path / "cache").symlink_to(tmp_path / "large-disk")
+    store = Store(tmp_path / "cache")
+    refs = fill(store)
+    assert len(gc(store, max_size=0).keys) == len(refs)
