@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "ClusterError",
     "ConfigurationError",
     "DataError",
     "Interrupted",
@@ -43,6 +44,10 @@ class ConfigurationError(LrfError):
 
 class StoreError(LrfError):
     """The cache folder cannot be written, is full, or is over its budget."""
+
+
+class ClusterError(LrfError):
+    """A Dask scheduler that cannot be reached."""
 
 
 class OutputError(LrfError):

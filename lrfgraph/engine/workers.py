@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, wait
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
 from lrfgraph.engine.events import Event, Listener
@@ -18,11 +18,14 @@ from lrfgraph.engine.leases import Lease
 from lrfgraph.engine.nodes import Step
 from lrfgraph.engine.store import Store
 from lrfgraph.engine.tasks import JobOutcome, Local, Work, compute
+from lrfgraph.errors import ClusterError
 
 __all__ = ["Cluster", "Graph", "Job", "Threads", "Workers", "one_blas_thread", "workers_for"]
 
 PATIENCE = 0.5
 GLANCE = 0.1
+REACH_SECONDS = 8.0
+LOOPBACK = "127.0.0.1"
 BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 
 _blas_guard = threading.Lock()
@@ -151,12 +154,44 @@ class Cluster:
                     n_workers=self.workers,
                     threads_per_worker=1,
                     processes=True,
-                    dashboard_address=":0",
+                    host=LOOPBACK,  # whoever reaches a worker can have it run code
+                    dashboard_address=f"{LOOPBACK}:0",
                     memory_limit=0,
                     silence_logs=50,
                 )
+            else:
+                _reach(self.scheduler)
             self._client = Client(self._cluster if self.scheduler is None else self.scheduler, set_as_default=False)
         return self._client
+
+
+def _reach(address: str) -> None:
+    """Raise ClusterError unless a Dask scheduler answers at an address; a client that fails is slow and loud."""
+    import asyncio
+
+    from distributed.core import rpc
+    from distributed.security import Security
+
+    async def ask() -> dict[str, Any]:
+        async with rpc(address, timeout=REACH_SECONDS, connection_args=Security().get_connection_args("client")) as one:
+            answer: dict[str, Any] = await one.identity()
+            return answer
+
+    def wait_for_answer() -> dict[str, Any]:
+        return asyncio.run(asyncio.wait_for(ask(), REACH_SECONDS))
+
+    try:
+        with ThreadPoolExecutor(1) as pool:  # this thread may have a loop of its own, as in a notebook
+            kind = pool.submit(wait_for_answer).result().get("type")
+    except Exception as error:  # whatever listens there may answer anything
+        reason = " ".join(str(error).split()) or f"no answer within {REACH_SECONDS:g} s"
+    else:
+        if kind == "Scheduler":
+            return
+        reason = f"a {kind} answers there"
+    raise ClusterError(
+        f"Dask scheduler {address} cannot be reached ({reason}); check the address, or leave --scheduler out"
+    )
 
 
 class Remote:
