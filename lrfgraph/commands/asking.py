@@ -74,12 +74,12 @@ def modules_of(asked: Asked) -> Iterator[None]:
     folders = [str(folder.absolute()) for folder in (asked.folder, Path())]
     if not any(isinstance(text, str) and names_function(text) for text in texts):
         folders = []
+    before = list(sys.path)
     sys.path.extend(folders)
     try:
         yield
     finally:
-        for folder in folders:
-            sys.path.remove(folder)
+        sys.path[:] = before
 
 
 def cache_folder(folder: Path | None) -> Path:

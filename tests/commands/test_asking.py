@@ -98,7 +98,8 @@ def test_a_path_is_no_code(tmp_path: Path) -> None:
     assert ask(MODEL, None, []).recipe.data.source == str(tmp_path / "evil:images")
 
 
-def test_modules_are_found_where_they_are_named(tmp_path: Path) -> None:
+def test_modules_are_found_where_they_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))  # as `python -m` does: it must stand first afterwards, too
     folder = tmp_path / "recipes"
     folder.mkdir()
     file = write(folder / "r.toml", "model.custom", '["mine:Layer"]')
