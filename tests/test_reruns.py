@@ -281,7 +281,7 @@ GOLDEN: dict[str, str] = {
     "curvature": "d2cb0446e3eee42681c80ae092fe5ef41a2f5bd9",
     "data": "44ed82db157f5f6ce0e781694fbb4364ffafb7ce",
     "decompose": "0b8bee1241c00d16ecbf12eb012e1bc505cb1b46",
-    "describe": "3685222c2640545566dcc57b656b0c13b2f679e2",
+    "describe": "9ba72194f49d1b226ab4824e1226f736892ecd79",
     "evaluate": "c54ec8c3427e4d9f5532a3ecda075972067ad01b",
     "export": "36967dcf62a64e727e03815ceb027ec8a2ac1e51",
     "factorize": "4f6da17477662f66b4ce0c6e0b5bf9abb9b02acd",

@@ -18,7 +18,7 @@ from lrfgraph.errors import ModelError
 from lrfgraph.layers.kinds import KINDS_BY_CLASS, LayerKind
 from lrfgraph.layers.pieces import layer_cost
 from lrfgraph.layers.spec import LayerSpec
-from lrfgraph.network.counting import Shape, operation_macs, static_shapes
+from lrfgraph.network.counting import Shape, operation_macs, static_shapes, uncounted
 from lrfgraph.network.digests import arguments, signature, slot_digests
 from lrfgraph.network.graph import Call, Graph, flatten
 from lrfgraph.network.heads import propose
@@ -56,8 +56,9 @@ class Description:
     arrays : of layer number n: ``layers/n/kernel`` (canonical), ``bias``, ``scale`` and ``shift`` (BatchNorm folded:
         scale = γ/√(σ²+ε), shift = (bias−μ)·scale+β) and ``depthwise`` (of a separable convolution), float32.
     structure : as JSON: ``inputs`` and ``outputs`` (slots), ``shapes`` (by slot, one input), ``activation`` (the last
-        one of the first output), ``head`` (what the graph alone says about what the output means, a row of HEADS) and
-        ``signature`` (digest of names and configurations that a rebuilt model carries on).
+        one of the first output), ``head`` (what the graph alone says about what the output means, a row of HEADS),
+        ``signature`` (digest of names and configurations that a rebuilt model carries on) and ``uncounted`` (path and
+        class of what multiplies but enters no ``macs``).
     digest : of the whole network.
     """
 
@@ -125,7 +126,7 @@ def _describe_layer(view: _View, calls: list[Call]) -> tuple[LayerSpec, Arrays]:
         spec,
         input_shapes=tuple(_channels_last(view.shapes[c.inputs[0]], first) for c in calls if c.inputs),
         output_shapes=tuple(_channels_last(view.shapes[c.outputs[0]], first) for c in calls if c.inputs),
-        macs=sum(operation_macs(c, view.shapes[c.inputs[0]], view.shapes[c.outputs[0]]) for c in calls if c.inputs),
+        macs=sum(operation_macs(call, view.shapes) or 0 for call in calls),
     )
     if kind is None or type(operation) is not getattr(keras.layers, class_name):
         return replace(spec, kept=_no_kernel(operation, class_name)), {}
@@ -279,6 +280,7 @@ def _structure(view: _View) -> dict[str, Any]:
         "shapes": {str(slot): list(shape) for slot, shape in view.shapes.items()},
         "activation": activation,
         "head": propose(activation, shapes[0], shapes[1:]),
+        "uncounted": [list(each) for each in uncounted(graph, view.shapes)],
     }
 
 

@@ -143,6 +143,6 @@ def try_preprocessings(model: Input, entry: Input, locators: Mapping[str, Any]) 
 
 
 STEPS = (
-    Step("describe", 5, describe, decides=True),
+    Step("describe", 6, describe, decides=True),
     Step("data", 2, data, decides=True),
 )
