@@ -54,7 +54,7 @@ def network_of(recipe: Recipe, described: Node) -> tuple[Network, Node]:
     """Return a hand-made network with the images as the `data` step really divides them."""
     ref = Ref("network", key_of(components_of(described, STEPS["describe"].version, {})))
     network = Network(ref, (CONV, DENSE), "network", 15770, 29792, "softmax", "softmax", recipe)
-    facts = {"input_shape": (14, 14, 1), "output_shape": (10,), "proposed": "softmax", "activation": "softmax"}
+    facts = {"inputs": [["", [14, 14, 1]]], "output_shape": [10], "proposed": "softmax", "activation": "softmax"}
     base = str(DATA)
     node = nodes.data_node(source_digest(recipe.data, DATA), facts, recipe, recipe.data.calibration, base)
     made = STEPS["data"].compute(Task(node.name, node.params, {}, node.locators, lambda: DATA, lambda *_: None))
@@ -280,10 +280,10 @@ def test_two_equal_layers_share_their_factors(monkeypatch: pytest.MonkeyPatch) -
 
 GOLDEN: dict[str, str] = {
     "curvature": "d2cb0446e3eee42681c80ae092fe5ef41a2f5bd9",
-    "data": "44ed82db157f5f6ce0e781694fbb4364ffafb7ce",
+    "data": "2804a06d184977d4bfbe288b0eef29cb0d7a692f",
     "decompose": "0b8bee1241c00d16ecbf12eb012e1bc505cb1b46",
     "describe": "1928f310dd4748e6e5e378207c15f5c634f6a3c4",
-    "evaluate": "d17812a80d331979b41ad511f3e6bf07f6764562",
+    "evaluate": "8c01f48ecbf4f1fc4905cd2e8784e16b32e60d09",
     "export": "4b2824f91163d1163dabe00b10add4fc8ce2c1cb",
     "factorize": "4f6da17477662f66b4ce0c6e0b5bf9abb9b02acd",
     "finetune": "95102c249a8988a2da3d18a7cb1c872e0ec7fb2a",

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from lrfgraph.layers.spec import Array, LayerSpec
-from lrfgraph.network.graph import Call, Graph, flatten, run
+from lrfgraph.network.graph import Call, feed, flatten, run
 from lrfgraph.network.heads import Head
-from lrfgraph.network.operations import linear_output
+from lrfgraph.network.operations import linear_output, output_call
 
 __all__ = ["curvature"]
 
@@ -30,7 +30,7 @@ SOFTNESS = 0.1
 def curvature(
     model: Any,
     layers: Sequence[LayerSpec],
-    images: Array,
+    images: Any,
     head: Head,
     seed: int = 0,
     batch: int = 64,
@@ -46,14 +46,14 @@ def curvature(
     graph = flatten(model)
     index = {layer.name: i for i, layer in enumerate(layers)}
 
-    last = _last(graph)
-    has_open_end = head.link == _activation_name(last.operation)
+    last = output_call(graph)
+    has_open_end = last is not None and head.link == _activation_name(last.operation)
 
     def answer(x: Any, seen: Callable[[int, Any], None]) -> Any:
         """The network's answers; of choices the logits, which an activation at the end would saturate."""
 
         def handler(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            open_end = has_open_end and call.index == last.index
+            open_end = has_open_end and call is last
             if call.path not in index and not open_end:
                 return call.operation(*args, **kwargs)
             if call.path not in index and not hasattr(call.operation, "activation"):
@@ -63,7 +63,7 @@ def curvature(
                 seen(index[call.path], linear)
             return linear if open_end else finish(linear)
 
-        outputs = run(graph, {graph.inputs[0]: x}, handler)[graph.outputs[0]]
+        outputs = run(graph, feed(graph, x), handler)[graph.outputs[0]]
         return head.of_tensor(outputs, logits=has_open_end)
 
     first = np.asarray(answer(images[:MOST_ANSWERS], lambda number, linear: None))
@@ -91,17 +91,13 @@ def curvature(
     rng = np.random.default_rng(seed)
     sums: list[Array] = [np.zeros((layer.groups, layer.outputs, layer.outputs)) for layer in layers]
     for start in range(0, len(images), batch):
-        x = images[start : start + batch]
-        draw = rng.random((len(x), *numbers)).astype(np.float32)
-        for number, part in enumerate(gradients(x, draw)):
+        stop = min(start + batch, len(images))
+        draw = rng.random((stop - start, *numbers)).astype(np.float32)
+        for number, part in enumerate(gradients(images[start:stop], draw)):
             sums[number] += np.asarray(part, dtype=np.float64)
         if progress:
-            progress(min(start + batch, len(images)), len(images), "images")
+            progress(stop, len(images), "images")
     return [total / len(images) / _spread(layer) for layer, total in zip(layers, sums, strict=True)]
-
-
-def _last(graph: Graph) -> Call:
-    return next(call for call in graph.calls if graph.outputs[0] in call.outputs)
 
 
 def _activation_name(operation: Any) -> str:

@@ -7,7 +7,7 @@ every layer downstream of it and of no other.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,10 +20,10 @@ from lrfgraph.layers.kinds import LayerKind
 from lrfgraph.layers.pieces import layer_cost
 from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.network.counting import Shape, operation_macs, static_shapes
-from lrfgraph.network.graph import Call, Graph, Slot, flatten
+from lrfgraph.network.graph import Call, Graph, Slot, flatten, input_names
 from lrfgraph.network.heads import propose
 from lrfgraph.network.opening.archive import digest, one_line
-from lrfgraph.network.operations import depthwise_variable, fold_batchnorm, kernel_variable, only_reader
+from lrfgraph.network.operations import depthwise_variable, fold_batchnorm, kernel_variable, only_reader, output_call
 
 __all__ = ["Description", "describe"]
 
@@ -56,8 +56,9 @@ class Description:
     layers : one per distinct layer, in program order.
     arrays : of layer number n: ``layers/n/kernel`` (canonical), ``bias``, ``scale`` and ``shift`` (BatchNorm folded:
         scale = γ/√(σ²+ε), shift = (bias−μ)·scale+β) and ``depthwise`` (of a separable convolution), float32.
-    structure : as JSON: ``inputs`` and ``outputs`` (slots), ``shapes`` (by slot, one input), ``activation`` (the
-        last one of the first output) and ``head`` (what the graph alone says of the output, a row of HEADS).
+    structure : as JSON: ``inputs`` and ``outputs`` (slots), ``names`` (of the inputs), ``shapes`` (by slot, one
+        input), ``activation`` (the last one of the first output) and ``head`` (what the graph alone says of the output,
+        a row of HEADS).
     digest : of the whole network.
     """
 
@@ -101,7 +102,7 @@ def describe(model: Any, image_shape: Shape | None = None) -> Description:
         layers.append(spec)
         arrays.update({f"layers/{number}/{name}": value for name, value in own_arrays.items()})
     outputs = [view.digests[slot] for slot in program.outputs]
-    return Description(layers, arrays, _structure(view), digest(["network", outputs]))
+    return Description(layers, arrays, _structure(view, input_names(model)), digest(["network", outputs]))
 
 
 # digests ----------------------------------------------------------------------------------------------------------
@@ -325,12 +326,13 @@ _READERS: dict[str, Callable[[Any], str]] = {
 # structure --------------------------------------------------------------------------------------------------------
 
 
-def _structure(view: _View) -> dict[str, Any]:
+def _structure(view: _View, names: list[str]) -> dict[str, Any]:
     program = view.program
-    activation = _last_activation(reversed(program.calls), program.outputs[0])
+    activation = _last_activation(program)
     shapes = [view.shapes[slot][1:] for slot in (program.outputs[0], *program.inputs)]
     return {
         "inputs": list(program.inputs),
+        "names": names,
         "outputs": list(program.outputs),
         "shapes": {str(slot): list(shape) for slot, shape in view.shapes.items()},
         "activation": activation,
@@ -338,18 +340,14 @@ def _structure(view: _View) -> dict[str, Any]:
     }
 
 
-def _last_activation(backwards: Iterable[Call], slot: int) -> str:
-    """Follow `slot` back to the activation that made it, through what only reshapes."""
+def _last_activation(graph: Graph) -> str:
+    """The activation that made the first output."""
     import keras
 
-    for call in backwards:
-        if slot not in call.outputs:
-            continue
-        if type(call.operation).__name__ in {"Flatten", "Reshape", "Dropout", "Identity", "Permute"}:
-            slot = call.inputs[0]
-            continue
-        fused = getattr(call.operation, "activation", None)
-        if type(call.operation).__name__ in KINDS and callable(fused):
-            return _function_name(keras.activations.serialize(fused))
-        return _activation_of(call.operation)
-    return "linear"
+    call = output_call(graph)
+    if call is None:
+        return "linear"
+    fused = getattr(call.operation, "activation", None)
+    if type(call.operation).__name__ in KINDS and callable(fused):
+        return _function_name(keras.activations.serialize(fused))
+    return _activation_of(call.operation)

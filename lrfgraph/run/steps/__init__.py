@@ -14,10 +14,10 @@ __all__ = ["STEPS"]
 STEPS: dict[str, Step] = {
     step.name: step
     for step in (
-        Step("describe", 4, sources.describe, decides=True),
-        Step("data", 2, sources.data, decides=True),
+        Step("describe", 5, sources.describe, decides=True),
+        Step("data", 3, sources.data, decides=True),
         Step("record", 1, passes.record, passes.record_together),
-        Step("curvature", 3, passes.curvature, passes.curvature_together),
+        Step("curvature", 4, passes.curvature, passes.curvature_together),
         Step("decompose", 1, candidates.decompose),
         Step("ranks", 2, candidates.ranks, decides=True),
         Step("noise", 1, candidates.noise),
@@ -29,6 +29,6 @@ STEPS: dict[str, Step] = {
         Step("repair", 2, models.repair),
         Step("finetune", 3, models.finetune),
         Step("export", 1, models.export),
-        Step("evaluate", 2, models.evaluate),
+        Step("evaluate", 3, models.evaluate),
     )
 }

@@ -11,7 +11,7 @@ from lrfgraph.engine.memory import BoundedCache
 from lrfgraph.engine.nodes import Input
 from lrfgraph.layers.spec import LayerSpec
 
-__all__ = ["fresh_network_of", "geometry", "layer_of", "layers_of", "network_of", "save_model"]
+__all__ = ["float32_network_of", "fresh_network_of", "geometry", "layer_of", "layers_of", "network_of", "save_model"]
 
 MODELS = BoundedCache(256 << 20, keep_last=True)
 MODEL_LOCK = threading.Lock()
@@ -52,14 +52,20 @@ def layers_of(model: Input) -> dict[str, LayerSpec]:
 
 def network_of(entry: Input) -> Any:
     """Return the Keras model of an entry that holds one, loaded once per process."""
-    from lrfgraph.network.opening.loading import load_model
-
-    def load() -> Any:
-        trust = entry.data.get("trust", {})
-        return load_model(entry.file("model.keras"), custom=trust.get("custom", ()), unsafe=trust.get("unsafe", False))
-
     with MODEL_LOCK:
-        return MODELS.get_or_make(str(entry.file("model.keras")), load, _model_bytes)
+        return MODELS.get_or_make(str(entry.file("model.keras")), lambda: fresh_network_of(entry), _model_bytes)
+
+
+def float32_network_of(entry: Input) -> Any:
+    """Return the model as it computes in float32; one that computes in half precision has a second copy for it."""
+    from lrfgraph.network.precision import is_half, to_single_precision
+
+    model = network_of(entry)
+    if not is_half(model):
+        return model
+    key = f"{entry.file('model.keras')} in float32"
+    with MODEL_LOCK:
+        return MODELS.get_or_make(key, lambda: to_single_precision(fresh_network_of(entry)), _model_bytes)
 
 
 def _model_bytes(model: Any) -> int:
@@ -70,8 +76,8 @@ def fresh_network_of(entry: Input) -> Any:
     """Load a model that is about to be changed, apart from the copy that others share."""
     from lrfgraph.network.opening.loading import load_model
 
-    trust = entry.data["trust"]
-    return load_model(entry.file("model.keras"), custom=trust["custom"], unsafe=trust["unsafe"])
+    trust = entry.data.get("trust", {})
+    return load_model(entry.file("model.keras"), custom=trust.get("custom", ()), unsafe=trust.get("unsafe", False))
 
 
 def save_model(model: Any, folder: Path, name: str = "model.keras") -> Path:

@@ -7,7 +7,7 @@ from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.methods import METHODS
 from lrfgraph.methods.base import parse_rank
 from lrfgraph.run.steps.candidates import factors_of
-from lrfgraph.run.steps.common import fresh_network_of, network_of
+from lrfgraph.run.steps.common import float32_network_of, fresh_network_of
 from lrfgraph.run.steps.sources import images_of
 
 __all__ = ["curvature", "curvature_together", "probe", "probe_together", "record", "record_together"]
@@ -20,7 +20,7 @@ def record_together(tasks: list[Task]) -> list[Result]:
     images, _ = images_of(first.inputs["data"], first.locators, "calibration")
     options = first.params["options"]
     layers = [_namedlayer_of(task) for task in tasks]
-    recordings = record(network_of(first.inputs["model"]), layers, images, **options, progress=first.progress)
+    recordings = record(float32_network_of(first.inputs["model"]), layers, images, **options, progress=first.progress)
     return [
         Result(
             {"count": r.count, "images": len(images)},
@@ -36,13 +36,12 @@ def curvature_together(tasks: list[Task]) -> list[Result]:
 
     first = tasks[0]
     images, _ = images_of(first.inputs["data"], first.locators, "calibration")
-    images = images[: first.params["images"]]
     model = first.inputs["model"]
     layers = [_namedlayer_of(task) for task in tasks]
     found = curvature(
-        network_of(model),
+        float32_network_of(model),
         layers,
-        images,
+        images.first(first.params["images"]),
         head_of(first.params["head"], first.params["activation"]),
         first.params["seed"],
         progress=first.progress,
@@ -52,6 +51,7 @@ def curvature_together(tasks: list[Task]) -> list[Result]:
 
 def probe_together(tasks: list[Task]) -> list[Result]:
     from lrfgraph.network.heads import head_of
+    from lrfgraph.network.precision import to_single_precision
     from lrfgraph.network.probing import Probe, probe
 
     first = tasks[0]
@@ -63,9 +63,9 @@ def probe_together(tasks: list[Task]) -> list[Result]:
         weights = factors_of(layer, method, rank, task.inputs["factors"], task.inputs["prepared"])
         probes.append(Probe(layer, METHODS[method].pieces(layer, parse_rank(rank)), weights))
     found = probe(
-        fresh_network_of(model),  # its kernels are exchanged
+        to_single_precision(fresh_network_of(model)),  # its kernels are exchanged
         probes,
-        images[: first.params["images"]],
+        images.first(first.params["images"]),
         head_of(first.params["head"], first.params["activation"]),
         first.progress,
     )
