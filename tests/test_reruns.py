@@ -54,7 +54,7 @@ def network_of(recipe: Recipe, described: Node) -> tuple[Network, Node]:
     """Return a hand-made network with the images as the `data` step really divides them."""
     ref = Ref("network", key_of(components_of(described, STEPS["describe"].version, {})))
     network = Network(ref, (CONV, DENSE), "network", 15770, 29792, "names", "softmax", "softmax", recipe)
-    facts = {"input_shape": (14, 14, 1), "output_shape": (10,), "proposed": "softmax", "activation": "softmax"}
+    facts = {"inputs": [["", [14, 14, 1]]], "output_shape": [10], "proposed": "softmax", "activation": "softmax"}
     base = str(DATA)
     node = nodes.data_node(source_digest(recipe.data, DATA), facts, recipe, recipe.data.calibration, base)
     made = STEPS["data"].compute(Task(node.name, node.params, {}, node.locators, lambda: DATA, lambda *_: None))
@@ -278,22 +278,22 @@ def test_two_equal_layers_share_their_factors(monkeypatch: pytest.MonkeyPatch) -
 
 
 GOLDEN: dict[str, str] = {
-    "curvature": "d2cb0446e3eee42681c80ae092fe5ef41a2f5bd9",
-    "data": "44ed82db157f5f6ce0e781694fbb4364ffafb7ce",
-    "decompose": "0b8bee1241c00d16ecbf12eb012e1bc505cb1b46",
-    "describe": "9ba72194f49d1b226ab4824e1226f736892ecd79",
-    "evaluate": "c54ec8c3427e4d9f5532a3ecda075972067ad01b",
-    "export": "36967dcf62a64e727e03815ceb027ec8a2ac1e51",
-    "factorize": "4f6da17477662f66b4ce0c6e0b5bf9abb9b02acd",
-    "finetune": "4529b7c8efcda927659c7a4b3b7502555bd34764",
+    "curvature": "eb95865d481f33bd70c3cc6b7b96f040d0201d92",
+    "data": "2804a06d184977d4bfbe288b0eef29cb0d7a692f",
+    "decompose": "0d1bc9520a0d0c57a6ea2214bd479dbb7e44d108",
+    "describe": "e02e7d5bd4b667f1456b600b1571329d3efe109c",
+    "evaluate": "6f8e6ee3c0182826bdb767c1dbc13c6419559968",
+    "export": "c5fd18c5278bd107c1fd309e1f905d31114a958f",
+    "factorize": "9afc4eb0fcde8d906194a5a604a4864640c04b27",
+    "finetune": "831f9858f662c14c5cb4a6614ce9b64236cea798",
     "noise": "1bbba73c817e95cf927148a7184b19f7e4942cff",
-    "probe": "f3f5fe266871aeaf95128b2dc634e8181a001a32",
-    "ranks": "cb665366a4fa0eae58bbaf48de9097c1514f496b",
-    "rebuild": "dc9fa0c737c31d75b4aa958d99de67cee1b2b32b",
+    "probe": "17f07afc96c9c1b132e12c2c9f38b174c6873349",
+    "ranks": "cdb188bfcb8d23ab820896606a75701d452692ae",
+    "rebuild": "e5001ae3bc13af50a008d2867912ea9b96a99af7",
     "record": "00c3dd48cc37b83a699018d912d53b83766dd03b",
-    "repair": "e4d2212df0151e7fbc56a17b5e15a7c2eaa07e0b",
-    "score": "d92d11f27ffca799349c78f8d61503737756aba0",
-    "select": "d295633aa2bc1beeeed753780c2a815d6eda717b",
+    "repair": "0e8721ee1dfa7055c1eb69426ab4959bc1fd55da",
+    "score": "8e4de8a3f5ab9299284a9c9db1809b4587d785b2",
+    "select": "11195731bff64d25782894789fb67aa113685bfe",
 }
 """A digest of the keys of each kind; another one means that what earlier versions cached is not found again."""
 

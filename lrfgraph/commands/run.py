@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lrfgraph.api import Compression, compress
+from lrfgraph.network.heads import HEADS
 from lrfgraph.options.asked import Asked
 from lrfgraph.report import summary as results
 from lrfgraph.report import tables
@@ -55,9 +56,7 @@ def _baseline(model: Path, compression: Compression) -> str:
     images = f"on {measured.get('n', 0):,} validation images"
     if "accuracy" in measured:
         value, error = 100 * measured["accuracy"], 100 * measured["accuracy_se"]
-        quality = f"accuracy {images} {value:.2f} ± {error:.2f} %"
-    elif "mse" in measured:
-        quality = f"mean squared error {images} {measured['mse']:.5f} ± {measured['mse_se']:.5f}"
+        quality = f"{next(iter(HEADS[network.head].measures.values())).title} {images} {value:.2f} ± {error:.2f} %"
     else:
         quality = "accuracy not measured"
     return f"{model.name}: {size}, {quality}"

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfgraph.errors import DataError
-from lrfgraph.images.sources import Array, Shape, channel_axis, read_npz
+from lrfgraph.images.sources import Array, Inputs, Shape, channel_axis, read_npz
 from lrfgraph.images.targets import fits
 from lrfgraph.options.recipe import DataOptions
 
-__all__ = ["Images", "Preprocessing", "guesses", "prepare", "preprocessing"]
+__all__ = ["Images", "Preprocessing", "guesses", "prepare", "preprocessing", "preprocessings"]
 
 
 @dataclass(frozen=True)
@@ -48,21 +48,47 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Images:
-    """Preprocessed images that are made when they are asked for, so that raw ones alone stay in memory."""
+    """Preprocessed images that are made when they are asked for, so that raw ones alone stay in memory.
 
-    raw: Array
-    indices: NDArray[np.int64]
-    preprocessing: Preprocessing
+    raws, preprocessings : one for each of the network's inputs.  indices : of the images, ``None`` for all.
+    Slices are float32 arrays, of several inputs tuples of them.
+    """
+
+    raws: tuple[Array, ...]
+    preprocessings: tuple[Preprocessing, ...]
+    indices: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.raws[0] if self.indices is None else self.indices)
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
-        return (len(self), *self[:1].shape[1:])
+        """The shape of all images, of several inputs those of the first."""
+        return (len(self), *self.preprocessings[0].apply(self.raws[0][:1]).shape[1:])
 
-    def __getitem__(self, chosen: slice | NDArray[np.integer[Any]]) -> NDArray[np.float32]:
-        return self.preprocessing.apply(self.raw[self.indices[chosen]])
+    def first(self, count: int) -> Images:
+        """Return the first images, made when they are asked for like all."""
+        if self.indices is not None:
+            return replace(self, indices=self.indices[:count])
+        return replace(self, raws=tuple(raw[:count] for raw in self.raws))
+
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one input."""
+        return len(self.raws) > 1
+
+    def __getitem__(self, chosen: slice | NDArray[np.integer[Any]]) -> Any:
+        rows = chosen if self.indices is None else self.indices[chosen]
+        made = tuple(how.apply(raw[rows]) for raw, how in zip(self.raws, self.preprocessings, strict=True))
+        return made if self.several else made[0]
+
+
+def preprocessings(options: DataOptions, inputs: Inputs, base: Path = Path()) -> tuple[Preprocessing, ...]:
+    """Return what is done to each input: what the options say, of several inputs to those that are pictures."""
+    if len(inputs) == 1:
+        return (preprocessing(options, next(iter(inputs.values())), base),)
+    plain = DataOptions()
+    return tuple(preprocessing(options if len(shape) > 1 else plain, shape, base) for shape in inputs.values())
 
 
 def preprocessing(options: DataOptions, input_shape: Shape, base: Path = Path()) -> Preprocessing:

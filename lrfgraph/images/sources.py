@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import re
-import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from threading import Lock
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lrfgraph.engine.memory import BoundedCache, array_bytes
 from lrfgraph.errors import DataError
+from lrfgraph.images.functions import call_function, join_elements
+from lrfgraph.images.naming import PART_NAMES, Inputs, Shape, input_names, recognise
 from lrfgraph.options.recipe import DataOptions
+from lrfgraph.options.values import names_function
 
 __all__ = [
     "Array",
     "Dataset",
+    "Inputs",
     "Shape",
     "channel_axis",
     "load",
@@ -33,66 +35,44 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
-Shape = tuple[int | None, ...]
 
-# Spellings met in the wild; case does not matter. The first word is the name used here.
-ALIASES: dict[str, tuple[str, ...]] = {
-    "x_train": ("x_train", "train_x", "xtrain", "train_images", "images_train", "x", "images", "image", "inputs"),
-    "y_train": ("y_train", "train_y", "ytrain", "train_labels", "labels_train", "y", "labels", "label", "targets"),
-    "x_val": ("x_val", "x_valid", "x_validation", "val_x", "xval", "val_images", "images_val"),
-    "y_val": ("y_val", "y_valid", "y_validation", "val_y", "yval", "val_labels", "labels_val"),
-    "x_test": ("x_test", "test_x", "xtest", "test_images", "images_test"),
-    "y_test": ("y_test", "test_y", "ytest", "test_labels", "labels_test"),
-}
-KNOWN_AS = {alias: name for name, aliases in ALIASES.items() for alias in aliases}
-PART_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
 IMAGE_FILES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 IMAGE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-LARGEST_STREAM = 100_000
 BLOCK = 1 << 22
 SETTLED = 2_000_000_000
-# How many arrays a function returned, and what they are.
-TUPLES: dict[int, tuple[str, ...]] = {
-    1: ("x_train",),
-    2: ("x_train", "y_train"),
-    4: ("x_train", "y_train", "x_test", "y_test"),
-    6: ("x_train", "y_train", "x_val", "y_val", "x_test", "y_test"),
-}
+LOADED = BoundedCache(0, keep_last=True)
+"""One data set at a time: a second one would double the memory."""
 
-_loaded: dict[tuple[str, str], Dataset] = {}
-_function_results: dict[tuple[str, Path], dict[str, Any]] = {}
-_loading = Lock()
+LOADING = Lock()
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Arrays as the source gave them, images first, not preprocessed.
 
-    arrays : any of ``x_train, y_train, x_val, y_val, x_test, y_test``; a lone ``x`` counts as training images.
-    digest : of the source's content.  notes : what was ignored.
+    arrays : any of ``x_train, y_train, x_val, y_val, x_test, y_test``, images of several inputs as ``x_train/NAME``; a
+    lone ``x`` counts as training images.  digest : of the source's content.  notes : what was ignored.
+    names : of several inputs, in the network's order.
     """
 
     arrays: dict[str, Array]
     digest: str
     notes: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+
+    def inputs(self, part: str) -> tuple[Array, ...]:
+        """Return a part's images, an array for each input."""
+        return tuple(self.arrays[f"x_{part}/{name}" if name else f"x_{part}"] for name in self.names or ("",))
 
     def x(self, part: str) -> Array:
-        return self.arrays[f"x_{part}"]
+        """Return a part's images, of several inputs those of the first."""
+        return self.inputs(part)[0]
 
     def y(self, part: str) -> Array | None:
         return self.arrays.get(f"y_{part}")
 
     def has(self, part: str) -> bool:
-        return f"x_{part}" in self.arrays
+        return any(name.partition("/")[0] == f"x_{part}" for name in self.arrays)
 
 
 def source_digest(options: DataOptions, base: Path = Path()) -> str:
@@ -130,29 +110,34 @@ def source_state(options: DataOptions, base: Path = Path()) -> str | None:
     return repr(files) if settled else None
 
 
-def load(options: DataOptions, base: Path = Path(), input_shape: Shape = ()) -> Dataset:
+def load(options: DataOptions, base: Path = Path(), inputs: Inputs = MappingProxyType({})) -> Dataset:
     """Read the source; the second call for the same content answers from memory.
 
-    Raises DataError where the source is missing, empty, misshapen, or not numeric. `input_shape` (without the
-    batch axis) says the size and channels of images from folders, and whether a stream is batched.
+    inputs : of the network; they say the size and channels of images from folders, what the arrays of several inputs
+    are called, and whether a stream is batched.  Raises DataError where the source is missing, empty, misshapen, not
+    numeric, or changes while it is read.
     """
     if options.source is None:
         raise DataError("no data given; say where the images are with --data or [data] source")
-    with _loading:  # several nodes of a run ask at once
+    with LOADING:  # several nodes of a run ask at once
         digest = source_digest(options, base)
-        key = (digest, f"{options.source}{options.image_size}{input_shape}")
-        if key not in _loaded:
-            arrays, notes = _recognised(_read(options, base, input_shape), options.source)
+        key = (digest, f"{options.source}{options.image_size}{dict(inputs)}")
+        dataset: Dataset | None = LOADED.get(key)
+        if dataset is None:
+            named = _read(options, base, inputs)
+            if source_digest(options, base) != digest:
+                raise DataError(f"data {options.source} changed while it was read; run again when nobody writes it")
+            arrays, notes = recognise(named, options.source, inputs)
             _check(arrays)
-            _loaded.clear()  # one data set at a time: a second one would double the memory
-            _loaded[key] = Dataset(arrays, digest, notes)
-        return _loaded[key]
+            dataset = Dataset(arrays, digest, notes, input_names(inputs))
+            LOADED.put(key, dataset, array_bytes(arrays))
+        return dataset
 
 
 def _content(source: str, base: Path) -> Iterator[bytes]:
     path = base / source
-    if FUNCTION.fullmatch(source) and not path.exists():
-        for name, value in sorted(_called(source, base).items()):
+    if names_function(source) and not path.exists():
+        for name, value in sorted(call_function(source, base).items()):
             for array in value if isinstance(value, list) else [value]:
                 yield f"{name}{array.dtype.str}{array.shape}".encode()
                 yield np.ascontiguousarray(array).tobytes()
@@ -172,12 +157,19 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _read(options: DataOptions, base: Path, input_shape: Shape) -> dict[str, Array]:
+def _read(options: DataOptions, base: Path, inputs: Inputs) -> dict[str, Array]:
     source = str(options.source)
     path = base / source
-    if FUNCTION.fullmatch(source) and not path.exists():
-        return _joined(_called(source, base), input_shape)
-    return _folder(path, options, input_shape) if path.is_dir() else read_npz(path)
+    if names_function(source) and not path.exists():
+        return join_elements(call_function(source, base), inputs)
+    if not path.is_dir():
+        return read_npz(path)
+    if input_names(inputs):
+        raise DataError(
+            f"folder {path} has images for one input, the model takes {', '.join(inputs)}; give a .npz file or a "
+            "function that has an array of each"
+        )
+    return _folder(path, options, next(iter(inputs.values()), ()))
 
 
 def read_npz(path: Path) -> dict[str, Array]:
@@ -194,7 +186,7 @@ def read_npz(path: Path) -> dict[str, Array]:
 
 def _folder(root: Path, options: DataOptions, input_shape: Shape) -> dict[str, Array]:
     parts = {
-        PART_FOLDERS[f.name.lower()]: f for f in sorted(root.iterdir()) if f.is_dir() and f.name.lower() in PART_FOLDERS
+        PART_NAMES[f.name.lower()]: f for f in sorted(root.iterdir()) if f.is_dir() and f.name.lower() in PART_NAMES
     }
     parts = parts or {"train": root}
     classes = sorted({f.name for folder in parts.values() for f in folder.iterdir() if f.is_dir()})
@@ -238,93 +230,6 @@ def _image(file: Path, size: Sequence[int | None], mode: str) -> Array:
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def _called(source: str, base: Path) -> dict[str, Any]:
-    """Call the user's function once per process; give its arrays (or lists of a stream's elements) by name."""
-    folder = base.resolve()
-    if (source, folder) not in _function_results:
-        module, _, name = source.partition(":")
-        sys.path.insert(0, str(folder))  # a function beside the recipe is found without installing it
-        try:
-            function: Callable[[], Any] = getattr(importlib.import_module(module), name)
-            _function_results[source, folder] = _named(function(), source)
-        except DataError:
-            raise
-        except Exception as error:
-            first = str(error).strip().splitlines()[:1]
-            raise DataError(f"data function {source} raised {type(error).__name__}: {''.join(first)}") from None
-        finally:
-            sys.path.remove(str(folder))
-    return _function_results[source, folder]
-
-
-def _named(value: Any, source: str) -> dict[str, Any]:
-    if isinstance(value, Mapping):
-        named: dict[str, Any] = {}
-        for name, item in value.items():
-            part = PART_FOLDERS.get(str(name).lower())
-            named |= _stream(item, part or "train") if _is_stream(item) else {str(name): np.asarray(item)}
-        return named
-    if _is_stream(value):
-        return _stream(value, "train")
-    several = value if isinstance(value, tuple) else (value,)
-    if all(_is_stream(item) for item in several) and len(several) <= 3:
-        names = ("train", "test") if len(several) == 2 else ("train", "val", "test")
-        return {k: v for item, part in zip(several, names, strict=False) for k, v in _stream(item, part).items()}
-    if several and all(isinstance(item, tuple) for item in several):  # ((x, y), (x, y)) as keras.datasets gives
-        several = tuple(array for pair in several for array in pair)
-    if len(several) not in TUPLES:
-        raise DataError(f"data function {source} returned {len(several)} values; return a dict of arrays or (x, y)")
-    return {name: np.asarray(item) for name, item in zip(TUPLES[len(several)], several, strict=True)}
-
-
-def _is_stream(value: Any) -> bool:
-    return hasattr(value, "as_numpy_iterator")
-
-
-def _stream(dataset: Any, part: str) -> dict[str, Any]:
-    """Collect a tf.data.Dataset's elements, at most `LARGEST_STREAM` of them."""
-    collected: dict[str, list[Array]] = {}
-    for element in islice(dataset.as_numpy_iterator(), LARGEST_STREAM):
-        pair = element if isinstance(element, tuple) else (element,)
-        named = element if isinstance(element, Mapping) else dict(zip("xy", pair, strict=False))
-        for name, item in named.items():
-            letter = KNOWN_AS.get(str(name).lower(), str(name))[0]
-            collected.setdefault(f"{letter}_{part}", []).append(np.asarray(item))
-    return dict(collected)
-
-
-def _joined(named: Mapping[str, Any], input_shape: Shape) -> dict[str, Array]:
-    """Make one array of a stream's elements, batched or not as the images tell."""
-    arrays = {}
-    for name, value in named.items():
-        elements = value if isinstance(value, list) else [value]
-        beside = named.get(f"x_{name[2:]}", elements)
-        batched = not isinstance(value, list) or beside[0].ndim > len(input_shape)
-        try:
-            arrays[name] = np.concatenate(elements) if batched else np.stack(elements)
-        except ValueError:
-            raise DataError(
-                f"{name}: the stream's elements differ in shape; received {elements[0].shape} first"
-            ) from None
-    return arrays
-
-
-def _recognised(named: Mapping[str, Array], source: str) -> tuple[dict[str, Array], tuple[str, ...]]:
-    arrays: dict[str, Array] = {}
-    for name, array in named.items():
-        known = KNOWN_AS.get(name.lower())
-        if known in arrays:
-            raise DataError(f"{source} names {known} twice; received {', '.join(named)}")
-        if known is not None:
-            arrays[known] = array
-    if not any(name.startswith("x") for name in arrays):
-        raise DataError(
-            f"{source} has no images; received {', '.join(named) or 'nothing'}, name them x_train and x_test, or x"
-        )
-    ignored = [name for name in named if name.lower() not in KNOWN_AS]
-    return arrays, (f"ignored arrays: {', '.join(ignored)}",) if ignored else ()
-
-
 def _check(arrays: Mapping[str, Array]) -> None:
     for name, array in arrays.items():
         if array.dtype.kind not in "biuf":
@@ -334,11 +239,13 @@ def _check(arrays: Mapping[str, Array]) -> None:
         pieces = (array[i : i + 1024] for i in range(0, len(array), 1024))
         if array.dtype.kind == "f" and not all(np.isfinite(piece).all() for piece in pieces):
             raise DataError(f"{name} holds values that are not finite (NaN or infinite)")
-        images = f"x_{name[2:]}"
-        if images not in arrays:
-            raise DataError(f"{name} is given without {images}")
+        part = name.partition("/")[0][2:]
+        images = next((other for other in arrays if other.partition("/")[0] == f"x_{part}"), None)
+        if images is None:
+            raise DataError(f"{name} is given without x_{part}")
         if len(arrays[images]) != len(array):
-            raise DataError(f"{images} has {len(arrays[images])} images, {name} {len(array)} labels")
+            what = "labels" if name.startswith("y") else "images"
+            raise DataError(f"{images} has {len(arrays[images])} images, {name} {len(array)} {what}")
 
 
 def channel_axis(input_shape: Shape) -> int:

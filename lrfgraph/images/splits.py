@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,8 +36,12 @@ class Part:
         labels = dataset.y(self.source)
         return None if labels is None else labels[self.indices]
 
-    def images(self, dataset: Dataset, preprocessing: Preprocessing) -> Images:
-        return Images(dataset.x(self.source), self.indices, preprocessing)
+    def images(self, dataset: Dataset, preprocessings: Sequence[Preprocessing]) -> Images:
+        return Images(dataset.inputs(self.source), tuple(preprocessings), self.indices)
+
+    def raws(self, dataset: Dataset) -> tuple[Array, ...]:
+        """The images as the source gave them, an array for each input."""
+        return tuple(raw[self.indices] for raw in dataset.inputs(self.source))
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,10 @@ def split(dataset: Dataset, options: DataOptions) -> Splits:
     Validation depends on the seed and `validation` alone, and fewer calibration images are always the first of
     more, so that asking for more keeps what is known about the rest.
     """
-    pool = next(part for part in ("train", "test", "val") if dataset.has(part))
+    pool = next(part for part in ("train", "val", "test") if dataset.has(part))
     count, classes = len(dataset.x(pool)), classes_of(dataset.y(pool))
-    notes = []
-    rest = np.arange(count)
-    if dataset.has("val") and pool != "val":
+    notes, rest = [], np.arange(count)
+    if dataset.has("val") and pool == "train":
         validation = Part("val", np.arange(len(dataset.x("val"))))
         notes.append(f"validation: {len(validation)} images, the given validation part")
     else:
@@ -72,14 +76,19 @@ def split(dataset: Dataset, options: DataOptions) -> Splits:
         between = f", {len(gaps)} next to them left out" if len(gaps) else ""
         notes.append(f"validation: {len(held)} images held out of the {pool} part ({options.split}{between})")
     order = rest[_stratified(None if classes is None else classes[rest], len(rest), options.seed, stream=2)]
-    most = max(len(order) // 4, 1) if pool == "test" else len(order)
+    most = len(order) if pool == "train" else max(len(order) // 4, 1)
     calibration = Part(pool, order[: min(options.calibration, most)])
     notes.append(f"calibration: {len(calibration)} images of the {pool} part")
-    train = None if pool == "test" else Part(pool, rest)
     test = Part("test", np.arange(len(dataset.x("test")))) if dataset.has("test") else None
+    if pool != "train":
+        rest = np.setdiff1d(rest, calibration.indices)
+        notes.append(f"no training part: calibration and validation were taken out of the {pool} part; no fine-tuning")
+    if pool == "val":
+        validation = Part(pool, np.union1d(validation.indices, rest))
+        notes[0] = f"validation: {len(validation)} images of the val part that are not calibrated on"
     if pool == "test":
-        test = Part("test", np.setdiff1d(rest, calibration.indices))
-        notes.append("no training part: calibration and validation were taken out of the test part; no fine-tuning")
+        test = Part("test", rest)
+    train = Part(pool, rest) if pool == "train" else None
     notes.append(f"test: {len(test)} images" if test else "test: no test part given, nothing measured on it")
     return Splits(calibration, validation, train, test, tuple(notes))
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from lrfgraph.layers.spec import Array, LayerSpec
-from lrfgraph.network.graph import Call, Graph, flatten, run
+from lrfgraph.network.graph import Call, Graph, feed, flatten, run
 from lrfgraph.network.heads import Head
-from lrfgraph.network.operations import linear_output
+from lrfgraph.network.operations import linear_output, output_call
 
 __all__ = ["curvature"]
 
@@ -30,7 +30,7 @@ SOFTNESS = 0.1
 def curvature(
     model: Any,
     layers: Sequence[LayerSpec],
-    images: Array,
+    images: Any,
     head: Head,
     seed: int = 0,
     batch: int = 64,
@@ -50,12 +50,12 @@ def curvature(
     rng = np.random.default_rng(seed)
     sums: list[Array] = [np.zeros((layer.groups, layer.outputs, layer.outputs)) for layer in layers]
     for start in range(0, len(images), batch):
-        x = images[start : start + batch]
-        draw = rng.random((len(x), *numbers)).astype(np.float32)
-        for number, part in enumerate(gradients(x, draw)):
+        stop = min(start + batch, len(images))
+        draw = rng.random((stop - start, *numbers)).astype(np.float32)
+        for number, part in enumerate(gradients(images[start:stop], draw)):
             sums[number] += np.asarray(part, dtype=np.float64)
         if progress:
-            progress(min(start + batch, len(images)), len(images), "images")
+            progress(stop, len(images), "images")
     return [total / len(images) / _spread(layer) for layer, total in zip(layers, sums, strict=True)]
 
 
@@ -68,15 +68,15 @@ class _Answers:
     def __init__(self, graph: Graph, layers: Sequence[LayerSpec], head: Head) -> None:
         self.graph, self.head = graph, head
         self.index = {layer.name: number for number, layer in enumerate(layers)}
-        self.last = _last(graph)
-        self.has_open_end = head.link == _activation_name(self.last.operation)
+        self.last = output_call(graph)
+        self.has_open_end = self.last is not None and head.link == _activation_name(self.last.operation)
         self.tempered = head.answers.chosen and (self.has_open_end or head.link == "identity")
 
     def __call__(self, x: Any, seen: Callable[[int, Any], None]) -> Any:
         """Return the answers to a batch; `seen` is told of each layer's linear output on the way."""
 
         def handler(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            open_end = self.has_open_end and call.index == self.last.index
+            open_end = self.has_open_end and call is self.last
             if call.path not in self.index and not open_end:
                 return call.operation(*args, **kwargs)
             if call.path not in self.index and not hasattr(call.operation, "activation"):
@@ -86,7 +86,7 @@ class _Answers:
                 seen(self.index[call.path], linear)
             return linear if open_end else finish(linear)
 
-        outputs = run(self.graph, {self.graph.inputs[0]: x}, handler)[self.graph.outputs[0]]
+        outputs = run(self.graph, feed(self.graph, x), handler)[self.graph.outputs[0]]
         return self.head.of_tensor(outputs, logits=self.has_open_end)
 
 
@@ -116,10 +116,6 @@ def _compiled_moments(
 
     compiled: Callable[[Array, Array], list[Any]] = moments
     return compiled
-
-
-def _last(graph: Graph) -> Call:
-    return next(call for call in graph.calls if graph.outputs[0] in call.outputs)
 
 
 def _activation_name(operation: Any) -> str:

@@ -6,7 +6,7 @@ every layer downstream of it and of no other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,10 +20,10 @@ from lrfgraph.layers.pieces import layer_cost
 from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.network.counting import Shape, operation_macs, static_shapes, uncounted
 from lrfgraph.network.digests import arguments, signature, slot_digests
-from lrfgraph.network.graph import Call, Graph, flatten
+from lrfgraph.network.graph import Call, Graph, flatten, input_names
 from lrfgraph.network.heads import propose
 from lrfgraph.network.opening.archive import one_line
-from lrfgraph.network.operations import depthwise_variable, fold_batchnorm, kernel_variable, only_reader
+from lrfgraph.network.operations import depthwise_variable, fold_batchnorm, kernel_variable, only_reader, output_call
 
 __all__ = ["Description", "describe"]
 
@@ -55,10 +55,10 @@ class Description:
     layers : one per distinct layer, in program order.
     arrays : of layer number n: ``layers/n/kernel`` (canonical), ``bias``, ``scale`` and ``shift`` (BatchNorm folded:
         scale = γ/√(σ²+ε), shift = (bias−μ)·scale+β) and ``depthwise`` (of a separable convolution), float32.
-    structure : as JSON: ``inputs`` and ``outputs`` (slots), ``shapes`` (by slot, one input), ``activation`` (the last
-        one of the first output), ``head`` (what the graph alone says about what the output means, a row of HEADS),
-        ``signature`` (digest of names and configurations that a rebuilt model carries on) and ``uncounted`` (path and
-        class of what multiplies but enters no ``macs``).
+    structure : as JSON: ``inputs`` and ``outputs`` (slots), ``names`` (of the inputs), ``shapes`` (by slot, one input),
+        ``activation`` (the last one of the first output), ``head`` (what the graph alone says about what the output
+        means, a row of HEADS), ``signature`` (digest of names and configurations that a rebuilt model carries on) and
+        ``uncounted`` (path and class of what multiplies but enters no ``macs``).
     digest : of the whole network.
     """
 
@@ -101,7 +101,7 @@ def describe(model: Any, image_shape: Shape | None = None) -> Description:
         layers.append(spec)
         arrays.update({f"layers/{number}/{name}": value for name, value in own_arrays.items()})
     outputs = [view.digests[slot] for slot in graph.outputs]
-    structure = _structure(view) | {"signature": signature(model, graph)}
+    structure = _structure(view, input_names(model)) | {"signature": signature(model, graph)}
     return Description(layers, arrays, structure, digest(["network", outputs]))
 
 
@@ -270,12 +270,13 @@ _READERS: dict[str, Callable[[Any], str]] = {
 # structure --------------------------------------------------------------------------------------------------------
 
 
-def _structure(view: _View) -> dict[str, Any]:
+def _structure(view: _View, names: list[str]) -> dict[str, Any]:
     graph = view.graph
-    activation = _last_activation(reversed(graph.calls), graph.outputs[0])
+    activation = _last_activation(graph)
     shapes = [view.shapes[slot][1:] for slot in (graph.outputs[0], *graph.inputs)]
     return {
         "inputs": list(graph.inputs),
+        "names": names,
         "outputs": list(graph.outputs),
         "shapes": {str(slot): list(shape) for slot, shape in view.shapes.items()},
         "activation": activation,
@@ -284,18 +285,14 @@ def _structure(view: _View) -> dict[str, Any]:
     }
 
 
-def _last_activation(backwards: Iterable[Call], slot: int) -> str:
-    """Follow `slot` back to the activation that made it, through what only reshapes."""
+def _last_activation(graph: Graph) -> str:
+    """The activation that made the first output."""
     import keras
 
-    for call in backwards:
-        if slot not in call.outputs:
-            continue
-        if type(call.operation).__name__ in {"Flatten", "Reshape", "Dropout", "Identity", "Permute"}:
-            slot = call.inputs[0]
-            continue
-        fused = getattr(call.operation, "activation", None)
-        if type(call.operation).__name__ in KINDS_BY_CLASS and callable(fused):
-            return _function_name(keras.activations.serialize(fused))
-        return _activation_of(call.operation)
-    return "linear"
+    call = output_call(graph)
+    if call is None:
+        return "linear"
+    fused = getattr(call.operation, "activation", None)
+    if type(call.operation).__name__ in KINDS_BY_CLASS and callable(fused):
+        return _function_name(keras.activations.serialize(fused))
+    return _activation_of(call.operation)

@@ -10,54 +10,58 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfgraph.errors import DataError
+from lrfgraph.network.graph import input_structure
 from lrfgraph.network.heads import BLOCK, Head
 from lrfgraph.network.measures import standard_error
 
-__all__ = ["compare", "compiled_forward", "gain", "measure", "predict", "pseudo_values"]
+__all__ = ["compare", "compiled_forward", "deciding", "drop", "gain", "measure", "predict", "pseudo_values"]
 
 Array = NDArray[Any]
 
 
 def predict(model: Any, x: Any, batch: int = 256) -> Array:
-    """Return the model's outputs for all images, inference mode, without the memory growth of ``Model.predict``.
+    """Return the model's outputs for all images, float32, inference mode, without the growth of ``Model.predict``.
 
-    x : array-like of images (`Images` are prepared batch by batch), or a dict or list of arrays for a model of
-    several inputs. Raises DataError where the number of inputs or outputs does not fit.
+    x : array-like of images (`Images` are prepared batch by batch, of several inputs as tuples), or a dict or list of
+    arrays for a model of several inputs. Raises DataError where the number of inputs or outputs does not fit.
     """
     import keras
 
-    parts = keras.tree.flatten(x) if isinstance(x, dict | list | tuple) else [x]
-    if len(parts) != len(model.inputs):
-        raise DataError(f"the model has {len(model.inputs)} inputs, received {len(parts)}; give one array each")
+    parts = keras.tree.flatten(x) if isinstance(x, dict | list | tuple) else None
+    count = len(x if parts is None else parts[0])
     if len(model.outputs) != 1:
         raise DataError(f"the model has {len(model.outputs)} outputs; only a model of one output can be measured")
-    forward, count = compiled_forward(model), len(parts[0])
-    batch = model.inputs[0].shape[0] or batch
+    forward = compiled_forward(model)
+    fixed = model.inputs[0].shape[0]
     outputs = []
-    for start in range(0, count, batch):
-        piece = [np.asarray(part[start : start + batch]) for part in parts]
-        size = len(piece[0])
-        if model.inputs[0].shape[0]:  # a fixed batch takes no remainder
-            piece = [np.resize(part, (batch, *part.shape[1:])) for part in piece]
-        inputs = keras.tree.pack_sequence_as(x, piece) if isinstance(x, dict | list | tuple) else piece[0]
-        outputs.append(forward(inputs).numpy()[:size])
+    for start in range(0, count, fixed or batch):
+        chosen = slice(start, start + (fixed or batch))
+        piece = x[chosen] if parts is None else tuple(np.asarray(part[chosen]) for part in parts)
+        arrays = [np.asarray(array) for array in (piece if isinstance(piece, tuple) else (piece,))]
+        if len(arrays) != len(model.inputs):
+            raise DataError(f"the model has {len(model.inputs)} inputs, received {len(arrays)}; give one array each")
+        size = len(arrays[0])
+        if fixed:  # a fixed batch takes no remainder
+            arrays = [np.resize(array, (fixed, *array.shape[1:])) for array in arrays]
+        outputs.append(forward(arrays).numpy()[:size])
     return np.concatenate(outputs) if outputs else np.zeros((0, *model.outputs[0].shape[1:]), np.float32)
 
 
 def compiled_forward(model: Any) -> Callable[[Any], Any]:
-    """Return the model as one compiled function, made once per model."""
+    """Return the model as one compiled function of a list of its inputs, made once per model; outputs are float32."""
+    import keras
     import tensorflow as tf
 
     # Kept in the instance's own dictionary: Keras would track an attribute, a global table would keep the model.
     if "_lrfgraph_forward" not in model.__dict__:
+        structure = input_structure(model)
 
         def forward(inputs: Any) -> Any:
-            return tf.nest.flatten(model(inputs, training=False))[0]
+            outputs = model(keras.tree.pack_sequence_as(structure, inputs), training=False)
+            return tf.cast(tf.nest.flatten(outputs)[0], tf.float32)
 
-        signature = None  # several inputs come in any nesting, so each is traced as it comes
-        if len(model.inputs) == 1:
-            signature = [tf.TensorSpec(model.inputs[0].shape, model.inputs[0].dtype)]
-        model.__dict__["_lrfgraph_forward"] = tf.function(forward, signature, reduce_retracing=signature is None)
+        signature = [[tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in model.inputs]]
+        model.__dict__["_lrfgraph_forward"] = tf.function(forward, signature)
     compiled: Callable[[Any], Any] = model.__dict__["_lrfgraph_forward"]
     return compiled
 
@@ -65,44 +69,66 @@ def compiled_forward(model: Any) -> Callable[[Any], Any]:
 def measure(outputs: Array, targets: Any, head: Head) -> dict[str, float | int]:
     """Return the head's measures by name, each with its standard error (``…_se``), and ``n``, the number of images.
 
-    targets : as `Head.targets` gives them, array-like (n, …); without any, ``n`` stands alone.
+    The first is called ``accuracy`` besides: it decides.  targets : as `Head.targets` gives them, array-like (n, …);
+    without any, ``n`` stands alone.
     """
     known: dict[str, float | int] = {"n": len(outputs)}
-    for name in head.measures if targets is not None else ():
+    for place, name in enumerate(head.measures if targets is not None else ()):
         each = pseudo_values(name, outputs, targets, head)
         if each is not None:
-            known |= {name: float(each.mean()), f"{name}_se": standard_error(each)}
+            value, error = float(each.mean()), standard_error(each)
+            known |= {name: value, f"{name}_se": error}
+            known |= {} if place else {"accuracy": value, "accuracy_se": error}
     return known
 
 
 def pseudo_values(name: str, outputs: Array, targets: Any, head: Head) -> Array | None:
     """Return one of the head's measures image by image, (n,), or ``None`` where it is not defined."""
-    one, starts = head.measures[name], range(0, len(outputs), BLOCK)
-    blocks = [one.gather(head.of_array(outputs[i : i + BLOCK]), np.asarray(targets[i : i + BLOCK])) for i in starts]
+    one, blocks = head.measures[name], []
+    centre = (_mean(targets, len(outputs)),) if one.centred and len(outputs) else ()
+    for start in range(0, len(outputs), BLOCK):
+        part = slice(start, start + BLOCK)
+        blocks.append(one.gather(head.of_array(outputs[part]), np.asarray(targets[part]), *centre))
     return one.finish(np.concatenate(blocks)) if blocks else None
 
 
-def compare(outputs: Array, original: Array, targets: Any, head: Head) -> dict[str, float]:
+def deciding(outputs: Array, targets: Any, head: Head) -> Array | None:
+    """Return the measure that decides image by image, see `pseudo_values`; ``None`` without targets."""
+    return None if targets is None else pseudo_values(next(iter(head.measures)), outputs, targets, head)
+
+
+def _mean(targets: Any, count: int) -> Array:
+    total = sum(np.asarray(targets[i : i + BLOCK], np.float64).sum(0) for i in range(0, count, BLOCK))
+    return np.asarray(total / count)
+
+
+def compare(outputs: Array, original: Array, head: Head) -> dict[str, float]:
     """Return how far a model's outputs are from the original's on the same images.
 
     ``kl`` : mean KL(original ‖ model), or the relative squared error of values.  ``agreement`` : share of equal
-    choices.  ``drop``, ``drop_se`` : what is lost of the measure that decides and the standard error of the paired
-    difference, much tighter than that of either measure; where answers are right or wrong never below that of one
-    image: no difference among few images is no certainty. Only with targets.
+    choices.  ``drop``, ``drop_se`` : the share of choices that changed, or the relative squared error again, with its
+    standard error: what can be said without targets, see `drop`.
     """
     each, worth = head.divergences(outputs, original)
     compared = {"kl": float(np.sum(each)) / max(float(np.sum(worth)), 1e-30)}
-    if not head.answers.chosen:
-        return compared
-    compared["agreement"] = float(np.mean(_choices(outputs, head) == _choices(original, head)))
-    name = next(iter(head.measures))
-    ours, theirs = (None if targets is None else pseudo_values(name, o, targets, head) for o in (outputs, original))
-    if ours is None or theirs is None:
-        return compared
-    lost = theirs - ours
+    lost = each / max(float(worth.mean()), 1e-30)
+    if head.answers.chosen:
+        equal = _choices(outputs, head) == _choices(original, head)
+        compared["agreement"] = float(np.mean(equal))
+        lost = 1 - equal.reshape(len(equal), -1).mean(1)
+    return compared | drop(lost, np.zeros(len(lost)))
+
+
+def drop(original: Array, each: Array) -> dict[str, float]:
+    """Return what is lost of a measure, from its pseudo-values (n,), and the standard error of the paired difference.
+
+    That is much tighter than the error of either measure; where answers are right or wrong it is never below that of
+    one image: no difference among few images is no certainty.
+    """
+    lost = original - each
     noise = float(lost.std() / math.sqrt(len(lost)))
     least = 1 / len(lost) if np.isin(lost, (-1, 0, 1)).all() else 0.0
-    return compared | {"drop": float(lost.mean()), "drop_se": max(noise, least)}
+    return {"drop": float(lost.mean()), "drop_se": max(noise, least)}
 
 
 def gain(outputs: Array, rival: Array, original: Array, head: Head) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Call", "Graph", "Handler", "Slot", "flatten", "input_structure", "run"]
+__all__ = ["Call", "Graph", "Handler", "Slot", "feed", "flatten", "input_names", "input_structure", "run"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,21 @@ def input_structure(model: Any) -> Any:
     import keras
 
     return model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+
+
+def input_names(model: Any) -> list[str]:
+    """Return what a model's inputs are called, in order."""
+    import keras
+
+    structure = input_structure(model)
+    if isinstance(structure, dict):
+        return [str(name) for name in keras.tree.flatten({name: name for name in structure})]
+    return [str(tensor.name) for tensor in model.inputs]
+
+
+def feed(graph: Graph, batch: Any) -> dict[int, Any]:
+    """Return the values that a run of the graph starts from: a batch, of several inputs a tuple of them."""
+    return dict(zip(graph.inputs, batch if isinstance(batch, tuple) else (batch,), strict=True))
 
 
 def _is_graph(operation: Any) -> bool:

@@ -61,7 +61,7 @@ class Head:
 
     answers : see `Answers`.  expand : (NumPy or TensorFlow, logits) → logits with the choices on the last axis.
     targets : (labels, output shape) → targets, or ``None`` where they cannot be such; raises DataError.
-    chance : targets → what the first measure comes to without looking at the image.
+    chance : targets → what the first measure comes to without looking at the image, by what `blind` says.
     measures : by name; the first decides.  links : the activation at the graph's end → how outputs become logits.
     own_input : without targets, the network's own input is one where it has the output's shape.
     """
@@ -75,6 +75,7 @@ class Head:
     links: Mapping[str, str] = field(default_factory=dict)
     link: str = "identity"
     own_input: bool = False
+    blind: str = "always answering one class"
 
     def of_array(self, outputs: Array) -> Array:
         """Return the answers that a network's outputs give, float64."""
@@ -275,7 +276,8 @@ HEADS: dict[str, Head] = {
         Head("logits", **_CLASSES, links=SIGMOIDS),
         Head("binary", **_CLASSES | {"expand": _one_or_yes, "measures": measures.BINARY}, links=SIGMOIDS),
         Head(
-            "multilabel", CHOICES, _each, targets.label_sets, _prevalence, measures.LABELS, links=SIGMOIDS
+            "multilabel", CHOICES, _each, targets.label_sets, _prevalence, measures.LABELS, links=SIGMOIDS,
+            blind="any order of the images",
         ),
         Head(
             "pixels", CHOICES, _one_or_yes, targets.class_numbers, _iou_of_one_class, measures.POSITIONS,
@@ -303,13 +305,15 @@ def propose(activation: str, output_shape: Shape, input_shapes: Sequence[Shape])
     return "logits" if activation == "linear" and output_shape[0] != 1 else "values"
 
 
-def decide(proposed: str, activation: str, labels: Array | None, output_shape: Shape, input_shape: Shape) -> str:
+def decide(
+    proposed: str, activation: str, labels: Array | None, output_shape: Shape, input_shapes: Sequence[Shape]
+) -> str:
     """Name the head from the labels, where there are any: they say what the outputs are meant to be.
 
     labels : (n, …) as the source gives them.  Whether they fit says `Head.targets`.
     """
     vector = len(output_shape) == 1
-    if labels is None or (vector and output_shape == input_shape):
+    if labels is None or (vector and output_shape in input_shapes):
         return proposed
     single, classes = output_shape[-1] == 1, targets.classes_of(labels)
     if not single and targets.fits(labels.shape[1:], output_shape) and _are_sets(labels, activation):
@@ -321,6 +325,20 @@ def decide(proposed: str, activation: str, labels: Array | None, output_shape: S
     if classes is None:
         return "values"
     return "softmax" if activation == "softmax" else "logits"
+
+
+def unfit(name: str, activation: str, output_shape: Shape) -> str:
+    """Say why a head cannot be that of a network whose graph ends so, or return ``""``."""
+    vector, single = len(output_shape) == 1, output_shape[-1] == 1
+    if name in ("softmax", "logits") and (not vector or single):
+        return f"is for a vector of classes, the model's output has shape {output_shape}"
+    if name == "binary" and not (vector and single):
+        return f"is for a single number, the model's output has shape {output_shape}"
+    if name == "pixels" and vector:
+        return f"is for classes at every position, the model's output has shape {output_shape}"
+    if activation == "softmax" and name in ("logits", "multilabel"):
+        return "is not for a softmax, which the model ends in"
+    return ""
 
 
 def _are_sets(labels: Array, activation: str) -> bool:
@@ -345,5 +363,5 @@ def _are_masks(labels: Array, activation: str, output_shape: Shape) -> bool:
 
 def own_targets(head: Head, images: Any, labels: Any, output_shape: Shape) -> Any:
     """Return the targets, or the images where a network without any gives back what it was given."""
-    own = labels is None and head.own_input and targets.fits(tuple(images.shape[1:]), output_shape)
-    return images if own else labels
+    own = labels is None and head.own_input and not getattr(images, "several", False)
+    return images if own and targets.fits(tuple(images.shape[1:]), output_shape) else labels

@@ -27,12 +27,16 @@ FEW = 10
 class Measure:
     """One measure, computed in blocks of images.
 
+    title : for people.
     gather : outputs (n, …, classes) or values (n, …), targets → what is kept of each image, (n, …).
     finish : what was kept of all images → pseudo-values (n,), or ``None`` where the measure is not defined.
+    centred : whether `gather` is called with the targets' mean over all images besides.
     """
 
-    gather: Callable[[Array, Array], Array]
+    title: str
+    gather: Callable[..., Array]
     finish: Callable[[Array], Array | None] = lambda kept: kept
+    centred: bool = False
 
 
 Measures = Mapping[str, Measure]
@@ -67,6 +71,23 @@ def _if_any(kept: Array) -> Array | None:
 
 def _squared_error(outputs: Array, targets: Array) -> Array:
     return _per_image(np.square(outputs - np.asarray(targets, np.float64)))
+
+
+def _squares(outputs: Array, targets: Array, centre: Array) -> Array:
+    """(n, 2): an image's squared error, and its targets' squared distance from their mean over all images."""
+    targets = np.asarray(targets, np.float64)
+    pairs = ((outputs, targets), (targets, centre[None]))
+    return np.stack([np.square(a - b).reshape(len(a), -1).sum(1) for a, b in pairs], -1)
+
+
+def _determination(kept: Array) -> Array | None:
+    """Pseudo-values of 1 − Σ errors / Σ distances; the mean, being their minimum, adds nothing to the derivative."""
+    errors, distances = kept.T
+    whole = distances.sum()
+    if not whole:
+        return None
+    ratio = errors.sum() / whole
+    return np.asarray(1 - ratio - len(kept) * (errors - ratio * distances) / whole)
 
 
 # Ratios of sums over images: intersection over union, F1 ---------------------------------------------------------
@@ -150,8 +171,20 @@ def _average_precision(scores: Array, there: Array) -> Array:
     return np.asarray(value + len(scores) * (slope / len(positives)).reshape(scores.shape).sum(1))
 
 
-CLASSES: Measures = {"accuracy": Measure(_right), "top5": Measure(_among_first_five, _if_any)}
-BINARY: Measures = {"accuracy": Measure(_right), "auc": Measure(_scores, _auc)}
-LABELS: Measures = {"map": Measure(_scores, _mean_average_precision), "f1": Measure(_hits, _mean_ratio)}
-POSITIONS: Measures = {"iou": Measure(_intersections, _mean_ratio), "pixel_accuracy": Measure(_right)}
-VALUES: Measures = {"mse": Measure(_squared_error)}
+CLASSES: Measures = {
+    "accuracy": Measure("accuracy", _right),
+    "top5": Measure("top-5 accuracy", _among_first_five, _if_any),
+}
+BINARY: Measures = {"accuracy": Measure("accuracy", _right), "auc": Measure("area under the ROC curve", _scores, _auc)}
+LABELS: Measures = {
+    "map": Measure("mean average precision", _scores, _mean_average_precision),
+    "f1": Measure("F1, mean over labels", _hits, _mean_ratio),
+}
+POSITIONS: Measures = {
+    "iou": Measure("mean IoU", _intersections, _mean_ratio),
+    "pixel_accuracy": Measure("pixel accuracy", _right),
+}
+VALUES: Measures = {
+    "r2": Measure("R²", _squares, _determination, centred=True),
+    "mse": Measure("mean squared error", _squared_error),
+}

@@ -25,8 +25,12 @@ __all__ = [
     "layer_input",
     "linear_output",
     "only_reader",
+    "output_call",
     "shift_batchnorm",
 ]
+
+
+RESHAPING = frozenset({"Flatten", "Reshape", "Dropout", "Identity", "Permute"})
 
 
 def first_call(graph: Graph, path: str) -> Call:
@@ -38,6 +42,16 @@ def only_reader(graph: Graph, slot: int) -> Call | None:
     """Return the call that alone reads `slot`, or ``None`` where several do or it leaves the network."""
     readers = [call for call in graph.calls if slot in call.inputs]
     return readers[0] if len(readers) == 1 and slot not in graph.outputs else None
+
+
+def output_call(graph: Graph) -> Call | None:
+    """Return the call that makes the values of the first output, before what only reshapes them."""
+    slot = graph.outputs[0]
+    for call in reversed(graph.calls):
+        if slot in call.outputs and type(call.operation).__name__ not in RESHAPING:
+            return call
+        slot = call.inputs[0] if slot in call.outputs else slot
+    return None
 
 
 def layer_at(model: Any, path: str) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 
 from lrfgraph.layers.pieces import Piece, native_kernel
 from lrfgraph.layers.spec import Array, LayerSpec
-from lrfgraph.network.graph import Graph, flatten, run
+from lrfgraph.network.graph import Graph, feed, flatten, run
 from lrfgraph.network.heads import Head
 from lrfgraph.network.operations import kernel_variable
 
@@ -42,24 +42,24 @@ class Probe:
 def probe(
     model: Any,
     probes: Sequence[Probe],
-    images: Array,
+    images: Any,
     head: Head,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[float]:
     """Return each probe's mean KL(original ‖ replaced), or the relative squared error of values.
 
-    images : (n, …).  A layer that is called several times is replaced everywhere.
+    images : (n, …), array-like; slices of several inputs are tuples.  A layer that is called several times is
+    replaced everywhere.
     """
     forward = _Forward(flatten(model))
     at: dict[int, list[int]] = {}
     for number, one in enumerate(probes):
         at.setdefault(forward.first(one.layer.name), []).append(number)
     kernels = [native_kernel(one.layer, one.pieces, one.weights) for one in probes]
-    size = forward.chunk(np.asarray(images[:1]), max(at))
+    size = forward.chunk(images[:1], max(at))
     distance, power = np.zeros(len(probes)), 0.0
     for start in range(0, len(images), size):
-        chunk = np.asarray(images[start : start + size])
-        live, position = {forward.program.inputs[0]: chunk}, 0
+        live, position = feed(forward.graph, images[start : start + size]), 0
         original = forward.outputs(live, 0)
         power += float(np.sum(head.answers.worth(head.of_array(original))))
         for index in sorted(at):
@@ -76,18 +76,18 @@ def probe(
 class _Forward:
     """Runs parts of a network, keeping only values that are still read."""
 
-    def __init__(self, program: Graph) -> None:
-        self.program, self.uses = program, program.last_use()
+    def __init__(self, graph: Graph) -> None:
+        self.graph, self.uses = graph, graph.last_use()
 
     def first(self, path: str) -> int:
         """Return the index of a layer's first call."""
-        return next(call.index for call in self.program.calls if call.path == path)
+        return next(call.index for call in self.graph.calls if call.path == path)
 
     def advance(self, values: Values, position: int, index: int) -> Values:
         """Run the calls from `position` up to `index` and return what is still read from there on."""
         values = dict(values)
-        for call in self.program.calls[position:index]:
-            run(self.program, values, calls=[call])
+        for call in self.graph.calls[position:index]:
+            run(self.graph, values, calls=[call])
             for slot in {*call.inputs, *call.outputs}:
                 if self.uses.get(slot, -1) <= call.index:
                     del values[slot]
@@ -98,24 +98,24 @@ class _Forward:
         outputs = []
         for start in range(0, len(next(iter(live.values()))), BATCH):
             values = {slot: value[start : start + BATCH] for slot, value in live.items()}
-            end = self.advance(values, index, len(self.program.calls))[self.program.outputs[0]]
+            end = self.advance(values, index, len(self.graph.calls))[self.graph.outputs[0]]
             outputs.append(np.asarray(end).astype(np.float32))
         return np.concatenate(outputs)
 
     @contextmanager
     def restored(self, index: int) -> Iterator[Any]:
         """Hand out the kernel of the layer called at `index`; it has its old value again afterwards."""
-        variable = kernel_variable(self.program.calls[index].operation)
+        variable = kernel_variable(self.graph.calls[index].operation)
         old = np.asarray(variable)
         try:
             yield variable
         finally:
             variable.assign(old)
 
-    def chunk(self, image: Array, last: int) -> int:
+    def chunk(self, image: Any, last: int) -> int:
         """Return how many images keep the live values up to the call `last` within `LIVE_BYTES`; one image tells."""
-        values: Values = {self.program.inputs[0]: image}
-        most = image.nbytes
+        values: Values = feed(self.graph, image)
+        most = sum(np.asarray(value).nbytes for value in values.values())
         for index in range(last):
             values = self.advance(values, index, index + 1)
             most = max(most, sum(np.asarray(value).nbytes for value in values.values()))

@@ -10,7 +10,7 @@ import numpy as np
 
 from lrfgraph.layers.rows import Sampler, add_moments, cut
 from lrfgraph.layers.spec import Array, LayerSpec
-from lrfgraph.network.graph import Call, Graph, flatten, run
+from lrfgraph.network.graph import Call, Graph, feed, flatten, run
 from lrfgraph.network.operations import layer_input
 from lrfgraph.options.recipe import RecordOptions
 
@@ -32,11 +32,11 @@ class Recording:
 def record(
     model: Any,
     layers: Sequence[LayerSpec],
-    images: Array,
+    images: Any,
     options: RecordOptions | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[Recording]:
-    """Stream `images` (n, …), preprocessed, through `model` once and sample every layer of `layers`."""
+    """Stream `images` (n, …), array-like, preprocessed, through `model` once and sample every layer of `layers`."""
     import tensorflow as tf
 
     options, graph = options or RecordOptions(), flatten(model)
@@ -60,7 +60,7 @@ def record(
                 recorded.append(layer_input(call.operation, layers[numbers[call.path]], args[0]))
             return call.operation(*args, **kwargs)
 
-        run(graph, {graph.inputs[0]: batch}, handler, calls)
+        run(graph, feed(graph, batch), handler, calls)
         return recorded
 
     order = _call_order(calls, numbers)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from lrfgraph.errors import DataError
 from lrfgraph.images.sources import channel_axis
 from lrfgraph.network.evaluating import compiled_forward, measure, predict
+from lrfgraph.network.graph import input_structure
 from lrfgraph.network.heads import Head, own_targets
 from lrfgraph.options.recipe import FinetuneOptions
 
@@ -103,13 +104,11 @@ class _Run:
             replace(split, y=own_targets(self.head, split.x, split.y, shape)) for split in (training, validation)
         )
         x = training.x
+        self.labels = options.labels and self.training.y is not None and options.alpha < 1
+        self._check_augmentation(x)
         self.batch = min(options.batch, len(x))
         self.steps = len(x) // self.batch  # a short last batch would unsettle BatchNorm; the order changes each epoch
-        if options.crop >= max(min(_spatial(x.shape).values(), default=options.crop + 1), 1):
-            raise DataError(f"[finetune] crop {options.crop} is too large for images of shape {x.shape[1:]}")
-        self.labels = options.labels and self.training.y is not None and options.alpha < 1
         self.teacher_validation = predict(teacher, validation.x)
-        self.augments = options.crop > 0 or options.flip
         size = 4 * len(x) * math.prod(self.teacher_validation.shape[1:])
         self.teacher_outputs = None if self.augments or size > LARGEST_OUTPUTS else predict(teacher, x)
         self.optimizer = keras.optimizers.AdamW(options.learning_rate, options.weight_decay)
@@ -121,6 +120,22 @@ class _Run:
             variable.assign(np.array([options.seed, index], variable.dtype))
         self.best = self._weights()
         self.best_score = self._score()[0]
+
+    def _check_augmentation(self, x: Any) -> None:
+        """Raise DataError where images cannot be moved as asked, or their targets not with them."""
+        options, y = self.options, self.training.y
+        self.augments = options.crop > 0 or options.flip
+        spatial = tuple(_spatial(x.shape).values())
+        if options.crop >= max(min(spatial, default=options.crop + 1), 1):
+            raise DataError(f"[finetune] crop {options.crop} is too large for images of shape {x.shape[1:]}")
+        if self.augments and getattr(x, "several", False):
+            raise DataError("[finetune] crop and flip move the images of one input, the model takes several")
+        shape = () if y is None else tuple(np.shape(y[:1])[1:])
+        if self.augments and self.labels and len(shape) > 1 and not _moves_along(shape, x.shape):
+            raise DataError(
+                f"[finetune] crop and flip move images of shape {x.shape[1:]}, targets of shape {shape} cannot follow; "
+                "leave them out, or set finetune.labels=false"
+            )
 
     def train(self) -> History:
         self._resume()
@@ -151,29 +166,29 @@ class _Run:
         losses = []
         for step in range(self.steps):
             chosen = np.sort(order[step * self.batch : (step + 1) * self.batch])
-            images = np.asarray(self.training.x[chosen], np.float32)
+            images = _as_tuple(self.training.x[chosen])
             labels = self._labels(chosen, images)
             if self.augments:
                 shifts = random.integers(-self.options.crop, self.options.crop + 1, (len(chosen), axes))
                 mirrored = (random.random(len(chosen)) < 0.5) & self.options.flip
-                images = moved(images, shifts, mirrored)
-                if labels.ndim == images.ndim:
-                    labels = moved(labels, shifts, mirrored)
+                images = (moved(images[0], shifts, mirrored),)
+                if labels.ndim > 2:
+                    labels = _moved_targets(labels, shifts, mirrored, images[0].ndim)
             if self.teacher_outputs is None:
-                teacher_outputs = compiled_forward(self.teacher)(images)
+                teacher_outputs = compiled_forward(self.teacher)(list(images))
             else:
                 teacher_outputs = self.teacher_outputs[chosen]
             done = epoch * self.steps + step
             self.optimizer.learning_rate.assign(self._rate(done))
-            losses.append(self.step(images, teacher_outputs, labels))
+            losses.append(self.step(list(images), teacher_outputs, labels))
             if step % 10 == 0:
                 self._tell(done)
         return float(np.mean([float(loss) for loss in losses]))
 
-    def _labels(self, chosen: Array, images: Array) -> Array:
+    def _labels(self, chosen: Array, images: tuple[Array, ...]) -> Array:
         if not self.labels:
             return np.zeros(len(chosen), np.float32)
-        return images if self.training.y is self.training.x else np.asarray(self.training.y[chosen])
+        return images[0] if self.training.y is self.training.x else np.asarray(self.training.y[chosen])
 
     def _rate(self, done: int) -> float:
         """A cosine from the learning rate to 0, in float64: Keras' CosineDecay rounds every second rate otherwise."""
@@ -184,20 +199,22 @@ class _Run:
         spent = time.monotonic() - self._started
         left = f", {spent / (done - start) * (total - done):.0f} s left" if done > start else ""
         last = self.history[-1] if self.history else {}
-        score = f", validation {100 * last['accuracy']:.2f} %" if "accuracy" in last else ""
+        first = next(iter(self.head.measures))
+        score = f", validation {100 * last[first]:.2f} %" if first in last else ""
         self.progress(done, total, f"epoch {done // self.steps + 1} of {self.options.epochs}{score}{left}")
 
     def _compiled_step(self) -> Callable[[Any, Any, Any], Any]:
+        import keras
         import tensorflow as tf
 
-        student, optimizer = self.student, self.optimizer
+        student, optimizer, structure = self.student, self.optimizer, input_structure(self.student)
         variables = student.trainable_variables
 
         @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
         def step(images: Any, teacher_outputs: Any, labels: Any) -> Any:
             with tf.GradientTape() as tape:
-                outputs = tf.nest.flatten(student(images, training=True))[0]
-                loss = self._loss(outputs, teacher_outputs, labels)
+                outputs = student(keras.tree.pack_sequence_as(structure, images), training=True)
+                loss = self._loss(tf.nest.flatten(outputs)[0], teacher_outputs, labels)
             gradients = tape.gradient(loss, [v.value for v in variables], unconnected_gradients="zero")
             optimizer.apply(gradients, variables)
             return loss
@@ -228,8 +245,7 @@ class _Run:
         measured = measure(outputs, self.validation.y, self.head)
         known = {name: float(measured[name]) for name in self.head.measures if name in measured}
         finite = loss if math.isfinite(loss) else math.inf
-        first = known.get(next(iter(self.head.measures)), 0.0) if self.head.answers.chosen else 0.0
-        return (first, -finite), {**known, "validation_loss": loss}
+        return (known.get(next(iter(self.head.measures)), 0.0), -finite), {**known, "validation_loss": loss}
 
     def _validation_loss(self, outputs: Array, teacher_outputs: Array, labels: Array | None) -> float:
         without, self.labels = self.labels, self.labels and labels is not None
@@ -306,6 +322,25 @@ def moved(images: Array, shifts: Array, mirrored: Array) -> Array:
         shape[axis] = size
         images = np.take_along_axis(images, index.reshape(shape), axis)
     return images
+
+
+def _as_tuple(batch: Any) -> tuple[Array, ...]:
+    return tuple(np.asarray(array, np.float32) for array in (batch if isinstance(batch, tuple) else (batch,)))
+
+
+def _moves_along(targets: tuple[int, ...], images: tuple[int, ...]) -> bool:
+    """Whether targets have a value (or several, last) at each position of the images; shapes without a batch axis."""
+    spatial = tuple(_spatial(images).values())
+    if len(targets) == len(spatial):
+        return targets == spatial
+    return len(targets) == len(spatial) + 1 and tuple(_spatial((1, *targets)).values()) == spatial
+
+
+def _moved_targets(targets: Array, shifts: Array, mirrored: Array, axes: int) -> Array:
+    """Move targets with their images, which have `axes` axes."""
+    if targets.ndim == axes:
+        return moved(targets, shifts, mirrored)
+    return moved(targets[..., None], shifts, mirrored)[..., 0]
 
 
 def _spatial(shape: tuple[int, ...]) -> dict[int, int]:

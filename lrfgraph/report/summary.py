@@ -41,6 +41,7 @@ def summary(compression: Compression, model: Path) -> dict[str, Any]:
         "run": run_name(model, driver.identity, driver.recipe),
         "model": {"path": str(model), "digest": network.digest},
         "recipe": driver.recipe.to_dict(),
+        "head": network.head,
         **stages,
         "final": stages[compression.final] if exported else None,
         "layers": layer_rows(compression),
@@ -63,8 +64,7 @@ def _stage(
     else:
         counts = {key: exported[key] for key in ("parameters", "macs")}
         size = _file_bytes(compression, name, model, exported)
-    head = HEADS[compression.network.head].measures
-    names = ("accuracy",) if "accuracy" in head else ("accuracy", *head)
+    names = dict.fromkeys(("accuracy", *HEADS[compression.network.head].measures))
     fields = [field for name in names for field in (name, f"{name}_se")]
     measures = {
         field: {part: (measured or {}).get(part, {}).get(field) for part in ("validation", "test")} for field in fields

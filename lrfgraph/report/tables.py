@@ -8,8 +8,9 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from lrfgraph.network.heads import HEADS
+
 __all__ = [
-    "accuracy",
     "age_text",
     "bytes_text",
     "columns",
@@ -17,6 +18,7 @@ __all__ = [
     "front_table",
     "kernel_text",
     "layers_table",
+    "measure_text",
     "result_table",
     "seconds_text",
     "stage_line",
@@ -106,13 +108,12 @@ def columns(titles: Sequence[str], rows: Iterable[Sequence[str]], right: Iterabl
     return "\n".join(printed)
 
 
-def accuracy(stage: Mapping[str, Any], part: str) -> str:
-    """Write an accuracy in percent, or a mean squared error, with its standard error."""
-    if stage["accuracy"][part] is not None:
-        return f"{100 * stage['accuracy'][part]:.2f} ± {100 * stage['accuracy_se'][part]:.2f} %"
-    if stage.get("mse", {}).get(part) is not None:
-        return f"{stage['mse'][part]:.5f} ± {stage['mse_se'][part]:.5f}"
-    return "–"
+def measure_text(stage: Mapping[str, Any], name: str, part: str) -> str:
+    """Write a measure with its standard error: in percent, a mean squared error as it is."""
+    value, error = (stage.get(field, {}).get(part) for field in (name, f"{name}_se"))
+    if value is None or error is None:
+        return "–"
+    return f"{value:.5f} ± {error:.5f}" if name == "mse" else f"{100 * value:.2f} ± {100 * error:.2f} %"
 
 
 def result_table(summary: Mapping[str, Any]) -> str:
@@ -130,11 +131,11 @@ def result_table(summary: Mapping[str, Any]) -> str:
             share = f" ({stage[key] / base[key]:.1%})" if stage is not base and base[key] else ""
             cells.append(text(stage[key]) + share)
         rows.append([title, *cells])
-    measure = "mean squared error" if "mse" in base else "accuracy"
-    for part in ("validation", "test"):
-        cells = [accuracy(stage, part) for stage in stages.values()]
-        if any(cell != "–" for cell in cells):
-            rows.append([f"{measure}, {part}", *cells])
+    for name, measure in HEADS[summary["head"]].measures.items():
+        for part in ("validation", "test"):
+            cells = [measure_text(stage, name, part) for stage in stages.values()]
+            if any(cell != "–" for cell in cells):
+                rows.append([f"{measure.title}, {part}", *cells])
     return columns(["", *(TITLES[name] for name in stages)], rows, right=range(1, len(stages) + 1))
 
 
@@ -173,5 +174,6 @@ def front_table(summary: Mapping[str, Any], points: Sequence[Mapping[str, Any]])
         )
         lost = f"{point['drop']:.2f} ± {point['drop_se']:.2f}"
         rows.append([f"{number}{'*' if chosen else ''}", *shares, right, lost, f"{point['kl']:.4f}"])
-    titles = ["point", "parameters", "MACs", "accuracy, validation", "points lost", "KL to the original"]
+    first = next(iter(HEADS[summary["head"]].measures.values())).title
+    titles = ["point", "parameters", "MACs", f"{first}, validation", "points lost", "KL to the original"]
     return columns(titles, rows, right=range(1, 6))

@@ -5,12 +5,10 @@ Every answer is a cached node: a budget's configuration, its repair, its measure
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from lrfgraph.engine.nodes import Ref
-from lrfgraph.errors import ConfigurationError
 from lrfgraph.network.evaluating import gain
 from lrfgraph.network.heads import head_of
 from lrfgraph.run import nodes
@@ -128,9 +126,8 @@ class _Bench:
         return self.driver.carry_out("search", [node])[node.name]
 
     def point(self, step: int, decision: Decision, measured: Ref) -> Point:
-        assert self.compression.baseline is not None
         measures = self.driver.data(measured)
-        drop = _drop(measures, self.driver.data(self.compression.baseline))
+        drop = 100 * measures["drop"], 100 * measures["drop_se"]
         accuracy = measures.get("accuracy"), measures.get("accuracy_se")
         size = decision.parameters, decision.macs
         return Point(step, grid_share(step), *size, *drop, *accuracy, measures.get("kl", 0.0), decision)
@@ -146,24 +143,3 @@ class _Bench:
             return gain(outputs, rival, original, head_of(self.network.head, self.network.activation))
 
         return Judge(self.evaluate, lambda measured: float(self.driver.data(measured).get("kl", 0.0)), difference)
-
-
-def _drop(measures: Mapping[str, Any], baseline: Mapping[str, Any]) -> tuple[float, float]:
-    """Points lost and their standard error: accuracy, else squared error, else answers that changed."""
-    if "drop" in measures:
-        return 100 * measures["drop"], 100 * measures["drop_se"]
-    if "mse" in measures:
-        whole = baseline["mse"]
-        if whole == 0:
-            raise ConfigurationError(
-                "the original's squared error on the validation images is 0, no share of it can be lost; "
-                "use --policy budget or threshold"
-            )
-        return 100 * (measures["mse"] / whole - 1), 100 * measures["mse_se"] / whole
-    if "agreement" in measures:
-        changed = 1 - measures["agreement"]
-        return 100 * changed, 100 * float((changed * (1 - changed) / measures["n"]) ** 0.5)
-    raise ConfigurationError(
-        "the policies accuracy and pareto need something to measure, received images without usable targets; "
-        "use --policy threshold or budget"
-    )

@@ -20,6 +20,7 @@ from lrfgraph.errors import ConfigurationError, DataError, ModelError
 from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.methods import METHODS
 from lrfgraph.methods.base import parse_rank, write_rank
+from lrfgraph.network.heads import HEADS
 from lrfgraph.run import nodes
 from lrfgraph.run.choosing import choose, probe
 from lrfgraph.run.driver import Driver
@@ -85,7 +86,8 @@ def read_model(driver: Driver, image_shape: Sequence[int] | None = None) -> Netw
     data = driver.data(ref)
     layers = tuple(LayerSpec.from_json(layer) for layer in data["layers"])
     structure = data["structure"]
-    meaning = structure["signature"], structure["head"], structure["activation"]
+    head = structure["head"] if recipe.data.head == "auto" else recipe.data.head
+    meaning = structure["signature"], head, structure["activation"]
     return Network(ref, layers, data["network"], data["parameters"], data["macs"], *meaning, recipe)
 
 
@@ -96,12 +98,19 @@ def _image_shape(driver: Driver, network: Network) -> tuple[list[int], list[str]
     options, structure = driver.recipe.data, driver.data(network.model)["structure"]
     assumed = [int(n) for n in structure["shapes"][str(structure["inputs"][0])][1:]]
     if options.source is not None and options.image_size is None:
-        arrays = load(options, driver.base, tuple(assumed)).arrays
+        arrays = load(options, driver.base, _inputs(structure)).arrays
         shape = next(array.shape[1:] for name, array in arrays.items() if name.startswith("x"))
         return [int(n) for n in shape] + [1] * (len(assumed) - len(shape)), []
     size = list(options.image_size or assumed[:2])
     note = f"the model takes images of any size; sizes and MACs are those of {'x'.join(map(str, size))}"
     return [*size, *assumed[2:]], [note]
+
+
+def _inputs(structure: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The network's inputs: name to shape without the batch axis; a single one's name is nobody's business."""
+    names = structure["names"] if len(structure["inputs"]) > 1 else [""]
+    shapes = (structure["shapes"][str(slot)][1:] for slot in structure["inputs"])
+    return {name: tuple(shape) for name, shape in zip(names, shapes, strict=True)}
 
 
 # Images and the original --------------------------------------------------------------------------------------------
@@ -126,12 +135,12 @@ def _divided(driver: Driver, compression: Compression) -> Compression:
 
     network, recipe, base = compression.network, driver.recipe, driver.base
     structure = driver.data(network.model)["structure"]
-    if len(structure["inputs"]) != 1 or len(structure["outputs"]) != 1:
+    if len(structure["outputs"]) != 1:
         raise DataError(
-            f"the model has {len(structure['inputs'])} inputs and {len(structure['outputs'])} outputs; images can be "
-            "given for one of each, run it without --data"
+            f"the model has {len(structure['outputs'])} outputs; only one can be measured, run it without --data"
         )
-    facts = {f"{end}_shape": structure["shapes"][str(structure[f"{end}s"][0])][1:] for end in ("input", "output")}
+    facts: dict[str, Any] = {"inputs": [[name, list(shape)] for name, shape in _inputs(structure).items()]}
+    facts["output_shape"] = structure["shapes"][str(structure["outputs"][0])][1:]
     facts |= {"proposed": network.head, "activation": network.activation}
     source = driver.store.remembered(
         source_state(recipe.data, base), lambda: source_digest(recipe.data, base), keep=not driver.dry
@@ -201,7 +210,7 @@ def measure_original(driver: Driver, compression: Compression) -> Compression:
     node = nodes.evaluate_node(network, "baseline", network.original, "validation")
     baseline = driver.carry_out("baseline", [node])[node.name]
     measures, chance = driver.data(baseline), driver.data(network.data)["chance"]
-    if chance is not None and not network.recipe.data.allow_chance:
+    if chance is not None and "accuracy" in measures and not network.recipe.data.allow_chance:
         limit = chance + CHANCE_ERRORS * measures["accuracy_se"]
         if measures["accuracy"] <= limit and chance < 0.9:
             raise DataError(_at_chance(driver, network, measures["accuracy"], chance))
@@ -217,7 +226,7 @@ def _at_chance(driver: Driver, network: Network, accuracy: float, chance: float)
     )
     accuracies = ", ".join(f"{name}: {value:.1%}" for name, value in tried.items())
     return (
-        f"the model is at chance level on the validation images ({accuracy:.1%}, always answering one class gives "
+        f"the model is at chance level on the validation images ({accuracy:.1%}, {HEADS[network.head].blind} gives "
         f"{chance:.1%}): the preprocessing is probably wrong; tried {accuracies}; set it with --scale, --mean, --std, "
         "--channels, or go on with --set data.allow_chance=true"
     )

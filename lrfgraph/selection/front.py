@@ -23,8 +23,9 @@ FINEST = 80
 class Point:
     """One measured configuration.
 
-    step : its place on the grid.  share : the budget asked for.  drop : points lost on validation images (percent of
-    the mean squared error for a regression, of answers changed where there are no labels), with its standard error.
+    step : its place on the grid.  share : the budget asked for.  drop : points lost on validation images, of the
+    head's first measure (of answers changed, or the relative squared error, where there are no targets), with its
+    standard error.  accuracy : that measure.
     """
 
     step: int

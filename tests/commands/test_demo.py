@@ -28,10 +28,10 @@ def test_shipped_models_are_good_on_shipped_images(
     import keras
 
     network = keras.models.load_model(model)
-    dataset = load(options, Path(), shape)
+    dataset = load(options, Path(), {"": shape})
     test = split(dataset, options).test
     assert test is not None
-    outputs = predict(network, test.images(dataset, preprocessing(options, shape)))
+    outputs = predict(network, test.images(dataset, [preprocessing(options, shape)]))
     head = HEADS["softmax"]
     assert measure(outputs, head.targets(test.labels(dataset), (10,)), head)["accuracy"] >= at_least
 

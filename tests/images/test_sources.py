@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lrfgraph.engine.memory import forget
 from lrfgraph.errors import DataError
 from lrfgraph.images.sources import load, source_digest, source_state
 from lrfgraph.options.recipe import DataOptions
@@ -69,7 +70,7 @@ def test_folder_of_class_folders(tmp_path: Path) -> None:
     for label, value in (("cat", 10), ("ant", 200)):
         picture(tmp_path / "pics" / label / "1.png", value)
         picture(tmp_path / "pics" / label / "2.PNG", value, size=(16, 16))
-    loaded = load(DataOptions(source="pics"), tmp_path, (8, 8, 3))
+    loaded = load(DataOptions(source="pics"), tmp_path, {"": (8, 8, 3)})
     assert loaded.x("train").shape == (4, 8, 8, 3)
     assert loaded.x("train")[:, 0, 0, 0].tolist() == [200, 200, 10, 10]
     assert loaded.y("train").tolist() == [0, 0, 1, 1]
@@ -79,18 +80,18 @@ def test_folder_with_parts_in_grey_and_another_size(tmp_path: Path) -> None:
     for part, count in (("train", 3), ("validation", 2), ("Test", 1)):
         for index in range(count):
             picture(tmp_path / part / "a" / f"{index}.png", 5)
-    loaded = load(DataOptions(source=".", image_size=(4, 6)), tmp_path, (None, None, 1))
+    loaded = load(DataOptions(source=".", image_size=(4, 6)), tmp_path, {"": (None, None, 1)})
     assert [loaded.x(part).shape for part in ("train", "val", "test")] == [(n, 4, 6, 1) for n in (3, 2, 1)]
 
 
 def test_folder_without_classes_has_no_labels(tmp_path: Path) -> None:
     picture(tmp_path / "pics" / "a.png", 1)
-    assert load(DataOptions(source="pics"), tmp_path, (8, 8, 3)).y("train") is None
+    assert load(DataOptions(source="pics"), tmp_path, {"": (8, 8, 3)}).y("train") is None
 
 
 def test_folder_channels_first(tmp_path: Path) -> None:
     picture(tmp_path / "pics" / "a.png", 7, size=(12, 8))
-    assert load(DataOptions(source="pics"), tmp_path, (3, 8, 12)).x("train").shape == (1, 3, 8, 12)
+    assert load(DataOptions(source="pics"), tmp_path, {"": (3, 8, 12)}).x("train").shape == (1, 3, 8, 12)
 
 
 def test_folder_digest_follows_names_and_bytes(tmp_path: Path) -> None:
@@ -123,7 +124,7 @@ def test_functions(tmp_path: Path, name: str, parts: int, request: pytest.Fixtur
     module = f"functions_{name}"
     (tmp_path / f"{module}.py").write_text(FUNCTIONS)
     options = DataOptions(source=f"{module}:{name}")
-    loaded = load(options, tmp_path, (4, 4))
+    loaded = load(options, tmp_path, {"": (4, 4)})
     assert len(loaded.arrays) == parts
     assert loaded.x("train").shape == (6, 4, 4)
     assert loaded.digest == source_digest(options, tmp_path)
@@ -142,10 +143,112 @@ def named(): return {"train": plain().batch(4), "test": tf.data.Dataset.from_ten
 def test_streams(tmp_path: Path, name: str, parts: int) -> None:
     module = f"streams_{name}"
     (tmp_path / f"{module}.py").write_text(STREAMS)
-    loaded = load(DataOptions(source=f"{module}:{name}"), tmp_path, (4, 4, 1))
+    loaded = load(DataOptions(source=f"{module}:{name}"), tmp_path, {"": (4, 4, 1)})
     assert len(loaded.arrays) == parts
     np.testing.assert_array_equal(loaded.x("train").ravel(), np.arange(96))
     assert loaded.y("train").tolist() == list(range(6))
+
+
+ENDS = """
+import tensorflow as tf, numpy as np
+def endless(): return tf.data.Dataset.from_tensor_slices(np.zeros((3, 2))).repeat()
+def unknown(): return tf.data.Dataset.from_generator(lambda: (np.zeros(2) for _ in range(7)), output_signature=SPEC)
+def said(): return unknown().apply(tf.data.experimental.assert_cardinality(7))
+SPEC = tf.TensorSpec((2,), "float64")
+"""
+
+
+def test_a_stream_is_read_to_its_end_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ends_of_streams.py").write_text(ENDS)
+
+    def loaded(name: str) -> int:
+        return len(load(DataOptions(source=f"ends_of_streams:{name}"), tmp_path, {"": (2,)}).x("train"))
+
+    assert loaded("unknown") == 7
+    forget()
+    monkeypatch.setattr("lrfgraph.images.functions.LONGEST_STREAM", 6)
+    assert loaded("said") == 7
+    with pytest.raises(DataError, match=r"does not say how long it is, and has more than 6 elements; let it end with"):
+        loaded("unknown")
+    with pytest.raises(DataError, match=r"the train stream of ends_of_streams:endless does not end; let it end with"):
+        loaded("endless")
+
+
+# ---- several inputs
+
+LEFT, RIGHT = RANDOM.random((10, 4, 4, 1)), RANDOM.random((10, 5))
+INPUTS = {"left": (4, 4, 1), "right": (5,)}
+
+
+@pytest.mark.parametrize(
+    "names", [("x_train.left", "x_train.right"), ("x/left", "X/1"), ("train_images_left", "right")]
+)
+def test_arrays_of_several_inputs_are_recognised(tmp_path: Path, names: tuple[str, str]) -> None:
+    options = save(tmp_path, **dict(zip(names, (LEFT, RIGHT), strict=True)), y_train=Y[:10], other=Y)
+    loaded = load(options, tmp_path, INPUTS)
+    assert loaded.notes == ("ignored arrays: other",)
+    for array, expected in zip(loaded.inputs("train"), (LEFT, RIGHT), strict=True):
+        np.testing.assert_array_equal(array, expected)
+    assert loaded.has("train")
+    assert not loaded.has("test")
+
+
+SEVERAL = """
+import numpy as np
+left, right, y = np.zeros((10, 4, 4, 1)), np.ones((10, 5)), np.arange(10)
+def dictionary(): return {"left": left, "right": right, "y": y}
+def named(): return {"x_train": {"right": right, "left": left}, "y_train": y}
+def pair(): return (left, right), y
+def parts(): return {"left": left, "right": right}, y, {"left": left[:2], "right": right[:2]}, y[:2]
+def listed(): return {"x": np.stack([left, left]), "y": y}
+def stream():
+    import tensorflow as tf
+    return tf.data.Dataset.from_tensor_slices(({"left": left, "right": right}, y))
+def batches():
+    import tensorflow as tf
+    return tf.data.Dataset.from_tensor_slices(((left, right), y)).batch(4)
+"""
+
+
+@pytest.mark.parametrize("name", ["dictionary", "named", "pair", "parts", "stream", "batches"])
+def test_functions_give_several_inputs(tmp_path: Path, name: str) -> None:
+    module = f"several_{name}"
+    (tmp_path / f"{module}.py").write_text(SEVERAL)
+    loaded = load(DataOptions(source=f"{module}:{name}"), tmp_path, INPUTS)
+    left, right = loaded.inputs("train")
+    assert (left.shape, right.shape, right.min()) == ((10, 4, 4, 1), (10, 5), 1)
+    np.testing.assert_array_equal(loaded.y("train"), np.arange(10))
+    if name == "parts":
+        assert [array.shape for array in loaded.inputs("test")] == [(2, 4, 4, 1), (2, 5)]
+
+
+def test_equal_inputs_may_be_stacked(tmp_path: Path) -> None:
+    (tmp_path / "several_listed.py").write_text(SEVERAL)
+    loaded = load(DataOptions(source="several_listed:listed"), tmp_path, {"a": (4, 4, 1), "b": (4, 4, 1)})
+    assert [array.shape for array in loaded.inputs("train")] == [(10, 4, 4, 1)] * 2
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (
+            {"x": LEFT},
+            r"has no x_train/left; the model takes the inputs left, right, give an array of each, as x_train/",
+        ),
+        ({"x_train.left": LEFT}, r"has no x_train/right"),
+        ({"x_train.left": LEFT, "x_train.right": RIGHT[:3]}, r"x_train/left has 10 images, x_train/right 3 images"),
+        ({"x_train.left": LEFT, "left": LEFT, "right": RIGHT}, r"names x_train/left twice"),
+    ],
+)
+def test_several_inputs_that_are_not_all_there(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load(save(tmp_path, **arrays), tmp_path, INPUTS)
+
+
+def test_a_folder_has_no_several_inputs(tmp_path: Path) -> None:
+    picture(tmp_path / "pics" / "a.png", 1)
+    with pytest.raises(DataError, match="has images for one input, the model takes left, right; give a"):
+        load(DataOptions(source="pics"), tmp_path, INPUTS)
 
 
 def bad_sources(folder: Path) -> dict[str, tuple[str, str]]:
@@ -193,7 +296,7 @@ def bad_sources(folder: Path) -> dict[str, tuple[str, str]]:
 def test_bad_sources_are_one_line_each(tmp_path: Path) -> None:
     for source, message in bad_sources(tmp_path).values():
         with pytest.raises(DataError, match=message) as caught:
-            load(DataOptions(source=source), tmp_path, (8, 8, 3))
+            load(DataOptions(source=source), tmp_path, {"": (8, 8, 3)})
         assert "\n" not in str(caught.value)
 
 
@@ -205,7 +308,7 @@ def test_no_source() -> None:
 def test_folder_for_a_model_of_any_size(tmp_path: Path) -> None:
     picture(tmp_path / "pics" / "a.png", 1)
     with pytest.raises(DataError, match="--image-size"):
-        load(DataOptions(source="pics"), tmp_path, (None, None, 3))
+        load(DataOptions(source="pics"), tmp_path, {"": (None, None, 3)})
 
 
 def test_the_state_of_a_source_changes_with_its_files(tmp_path: Path) -> None:

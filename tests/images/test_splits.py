@@ -89,6 +89,19 @@ def test_test_part_alone_serves_all_three() -> None:
     assert "taken out of the test part" in " ".join(splits.notes)
 
 
+@pytest.mark.parametrize("test", [True, False])
+def test_a_validation_part_without_a_training_part_keeps_test_images_out_of_it(*, test: bool) -> None:
+    arrays = {"x_val": np.zeros((100, 1)), "y_val": np.arange(100) % 2} | ({"x_test": np.zeros((9, 1))} if test else {})
+    splits = split(dataset(**arrays), DataOptions())
+    assert (splits.calibration.source, splits.validation.source, splits.train) == ("val", "val", None)
+    parts = [splits.calibration.indices, splits.validation.indices]
+    assert sorted(np.concatenate(parts).tolist()) == list(range(100))
+    assert [len(part) for part in parts] == [22, 78]
+    assert (splits.test is not None and len(splits.test) == 9) == test
+    assert "taken out of the val part; no fine-tuning" in " ".join(splits.notes)
+    assert splits.notes[0] == "validation: 78 images of the val part that are not calibrated on"
+
+
 @pytest.mark.parametrize(("count", "validation"), [(10, 10), (1, 0.1)])
 def test_too_few_images(count: int, validation: float) -> None:
     with pytest.raises(DataError, match="leave none"):
@@ -98,7 +111,7 @@ def test_too_few_images(count: int, validation: float) -> None:
 def test_images_are_made_when_asked_for() -> None:
     x = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
     part = split(dataset(x_train=x, y_train=np.arange(60) % 3), DataOptions()).calibration
-    images = part.images(dataset(x_train=x), preprocessing(DataOptions(scale=1 / 255), (8, 8, 3)))
+    images = part.images(dataset(x_train=x), [preprocessing(DataOptions(scale=1 / 255), (8, 8, 3))])
     assert images.shape == (len(part), 8, 8, 3)
     np.testing.assert_allclose(images[2:5], x[part.indices[2:5]] / 255, rtol=1e-6)
     np.testing.assert_allclose(images[np.array([3, 1])], x[part.indices[[3, 1]]] / 255, rtol=1e-6)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lrfgraph.network.evaluating import compare, gain, measure
+from lrfgraph.network.evaluating import compare, deciding, drop, gain, measure
 from lrfgraph.network.heads import HEADS, Head, decide, head_of, own_targets, propose
 
 RANDOM = np.random.default_rng(0)
@@ -66,7 +66,7 @@ def test_what_the_graph_proposes(activation: str, output: Any, inputs: Sequence[
     ],
 )
 def test_what_the_labels_decide(labels: Any, activation: str, inputs: Any, outputs: Any, head: str) -> None:
-    assert decide(propose(activation, outputs, [inputs]), activation, labels, outputs, inputs) == head
+    assert decide(propose(activation, outputs, [inputs]), activation, labels, outputs, [inputs]) == head
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -131,7 +131,7 @@ def test_the_distance_is_the_kl_and_the_loss_of_distillation_too(name: str) -> N
     head, original, _ = case_of(name)
     _, outputs, _ = case_of(name, seed=2)
     expected = explicit_divergence(name, outputs, original)
-    assert compare(outputs, original, None, head)["kl"] == pytest.approx(expected, rel=1e-4)
+    assert compare(outputs, original, head)["kl"] == pytest.approx(expected, rel=1e-4)
     teacher, student = (head.of_tensor(tf.constant(each)) for each in (original, outputs))
     loss = float(head.answers.distillation(teacher, student, 1.0))
     if name == "values":
@@ -184,11 +184,11 @@ def test_measures_are_in_blocks_what_they_are_at_once(name: str, monkeypatch: py
 
     head, outputs, targets = case_of(name)
     original = case_of(name, seed=2)[1]
-    whole = measure(outputs, targets, head), compare(outputs, original, targets, head)
+    whole = measure(outputs, targets, head), compare(outputs, original, head)
     for module in (evaluating, heads):
         monkeypatch.setattr(module, "BLOCK", 7)
     assert measure(outputs, targets, head) == pytest.approx(whole[0])
-    assert compare(outputs, original, targets, head) == pytest.approx(whole[1])
+    assert compare(outputs, original, head) == pytest.approx(whole[1])
     assert measure(outputs, None, head) == {"n": 200}
     assert measure(outputs[:0], targets[:0], head) == {"n": 0}
 
@@ -226,7 +226,7 @@ def test_gain_is_the_difference_of_two_kls(head: str) -> None:
     original = rng.normal(size=(400, 5)).astype("float32")
     near, far = (original + size * rng.normal(size=original.shape) for size in (0.1, 0.2))
     lower, noise = gain(far, near, original, HEADS[head])
-    kls = [compare(made, original, None, HEADS[head])["kl"] for made in (far, near)]
+    kls = [compare(made, original, HEADS[head])["kl"] for made in (far, near)]
     assert lower == pytest.approx(kls[0] - kls[1], rel=1e-4)
     assert 0 < 5 * noise < lower
     assert gain(near, near, original, HEADS[head]) == (0.0, 0.0)
@@ -234,7 +234,9 @@ def test_gain_is_the_difference_of_two_kls(head: str) -> None:
 
 def test_no_difference_among_few_images_is_no_certainty() -> None:
     outputs = np.eye(4, dtype="float32")[[0, 1, 2, 3, 0]]
-    compared = compare(outputs, outputs, np.array([0, 1, 2, 3, 0]), HEADS["softmax"])
+    each = deciding(outputs, np.array([0, 1, 2, 3, 0]), HEADS["softmax"])
+    assert each is not None
+    compared = drop(each, each)
     assert compared["drop"] == 0
     assert compared["drop_se"] == pytest.approx(1 / 5)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from lrfgraph.network.evaluating import compare, measure, pseudo_values
+from lrfgraph.network.evaluating import deciding, drop, measure, pseudo_values
 from lrfgraph.network.heads import HEADS, Head, head_of
 
 N = 80
@@ -43,6 +43,12 @@ def mean_iou(weights: np.ndarray, outputs: np.ndarray, targets: np.ndarray) -> f
     return float(np.mean(found))
 
 
+def determination(weights: np.ndarray, outputs: np.ndarray, targets: np.ndarray) -> float:
+    mean = (weights[:, None] * targets).sum(0) / weights.sum()
+    errors, distances = ((weights[:, None] * np.square(targets - other)).sum() for other in (outputs, mean))
+    return float(1 - errors / distances)
+
+
 def accuracy(weights: np.ndarray, outputs: np.ndarray, targets: np.ndarray) -> float:
     return float((weights * (outputs.argmax(-1) == targets)).sum() / weights.sum())
 
@@ -63,6 +69,7 @@ def examples() -> dict[str, tuple[str, Callable[..., float], np.ndarray, np.ndar
         "binary/auc": ("binary", auc, one, (one[:, 0] + rng.normal(size=N) > 0).astype(int)),
         "multilabel/map": ("multilabel", mean_average_precision, labels, (rng.random((N, 4)) < 0.3).astype(int)),
         "multilabel/f1": ("multilabel", macro_f1, labels + 0.05, (rng.random((N, 4)) < 0.3).astype(int)),
+        "values/r2": ("values", determination, labels, labels + rng.normal(size=labels.shape)),
         "pixels/iou": ("pixels", mean_iou, pixels, (pixels + rng.normal(size=pixels.shape)).argmax(-1)),
     }
 
@@ -96,7 +103,7 @@ def test_the_standard_error_of_a_drop_is_that_of_many_draws(example: str) -> Non
         pytest.skip("only the first measure decides")
     rng = np.random.default_rng(1)
     other = outputs + 0.5 * rng.normal(size=outputs.shape)
-    compared = compare(other, outputs, targets, HEADS[head])
+    compared = drop(*(deciding(each, targets, HEADS[head]) for each in (outputs, other)))
     drops = []
     for _ in range(400):
         weights = np.bincount(rng.integers(0, N, N), minlength=N).astype(float)
@@ -116,6 +123,7 @@ def test_few_classes_have_no_top_five() -> None:
     [
         (HEADS["binary"], np.ones((4, 1)), np.ones(4, int), "auc"),
         (HEADS["multilabel"], np.ones((4, 2)), np.zeros((4, 2), int), "map"),
+        (HEADS["values"], np.ones((4, 2)), np.ones((4, 2)), "r2"),
     ],
 )
 def test_what_is_not_defined_is_not_measured(

@@ -45,7 +45,7 @@ def brute_force(model: Any, one: Probe, images: np.ndarray, head: str) -> float:
     variable.assign(native_kernel(one.layer, one.pieces, one.weights))
     made = np.asarray(model(images, training=False))
     variable.assign(old)
-    return compare(made, original, None, HEADS[head])["kl"]
+    return compare(made, original, HEADS[head])["kl"]
 
 
 def images_for(model: Any, count: int = 7) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 
 from lrfgraph.layers.pieces import native_kernel
 from lrfgraph.layers.spec import Array, LayerSpec
-from lrfgraph.network.graph import Call, flatten, run
+from lrfgraph.network.graph import Call, feed, flatten, run
 from lrfgraph.network.operations import exchange_weights, first_call, kernel_variable
 from lrfgraph.network.repair.fit import BATCH, FitOptions, Refit, Solver, Substitute, refit_layer
 
@@ -32,19 +32,22 @@ class Streams:
     """Both streams, standing somewhere in the network; layers are refitted in program order.
 
     They can be taken up again: the refits so far say which prefix the compressed stream belongs to.
+    images : (n, …), of several inputs a tuple of arrays.
     """
 
     def __init__(
         self,
         model: Any,
-        images: Array,
+        images: Any,
         max_memory: int | None = None,
         scratch: Callable[[], Path] | None = None,
     ) -> None:
         self.graph = flatten(model)
         self.uses = self.graph.last_use()
         self.space = _Space(max_memory, scratch)
-        self.values: dict[int, tuple[Array, Array]] = {self.graph.inputs[0]: (images, images)}
+        self.values: dict[int, tuple[Array, Array]] = {
+            slot: (array, array) for slot, array in feed(self.graph, images).items()
+        }
         self.position = 0
         self.refits: dict[str, tuple[Substitute, Refit]] = {}
 

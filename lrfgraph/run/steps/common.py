@@ -11,7 +11,16 @@ from lrfgraph.engine.memory import BoundedCache
 from lrfgraph.engine.nodes import Input, Task, digest
 from lrfgraph.layers.spec import LayerSpec
 
-__all__ = ["fresh_network_of", "geometry", "layer_of", "layers_of", "named_layer", "network_of", "save_model"]
+__all__ = [
+    "float32_network_of",
+    "fresh_network_of",
+    "geometry",
+    "layer_of",
+    "layers_of",
+    "named_layer",
+    "network_of",
+    "save_model",
+]
 
 MODELS = BoundedCache(256 << 20, keep_last=True)
 MODEL_LOCK = threading.Lock()
@@ -58,6 +67,18 @@ def network_of(entry: Input, trust: Mapping[str, Any]) -> Any:
     with MODEL_LOCK:
         at = str(entry.file("model.keras")), digest(dict(trust))
         return MODELS.get_or_make(at, lambda: fresh_network_of(entry, trust), _model_bytes)
+
+
+def float32_network_of(entry: Input, trust: Mapping[str, Any]) -> Any:
+    """Return the model as it computes in float32; one that computes in half precision has a second copy for it."""
+    from lrfgraph.network.precision import is_half, to_single_precision
+
+    model = network_of(entry, trust)
+    if not is_half(model):
+        return model
+    with MODEL_LOCK:
+        at = str(entry.file("model.keras")), digest(dict(trust)), "float32"
+        return MODELS.get_or_make(at, lambda: to_single_precision(fresh_network_of(entry, trust)), _model_bytes)
 
 
 def _model_bytes(model: Any) -> int:

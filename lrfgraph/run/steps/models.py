@@ -30,7 +30,7 @@ STREAMS = BoundedCache(0, keep_last=True)
 """The last streams, whatever their size: without them each layer's repair would begin at the first layer."""
 
 MOST_OUTPUTS = 16_000_000
-"""Numbers of a model's outputs that are kept, so that others can be compared with them."""
+"""Numbers of a model's outputs that are kept, so that others can be compared with them on the same images."""
 
 
 def rebuild(task: Task) -> Result:
@@ -104,6 +104,7 @@ def repair(task: Task) -> Result:
 
 def _streams(task: Task, last: Streams | None) -> Streams:
     """Return the streams of this network, with the layers before this one refitted."""
+    from lrfgraph.network.precision import to_single_precision
     from lrfgraph.network.repair.streams import Streams
 
     previous = [_candidate(written) for written in task.params["previous"]]
@@ -112,7 +113,7 @@ def _streams(task: Task, last: Streams | None) -> Streams:
         return last
     model = task.inputs["model"]
     images, _ = images_of(task.inputs["data"], task.locators, "repair")
-    network = fresh_network_of(model, task.locators["trust"])
+    network = to_single_precision(fresh_network_of(model, task.locators["trust"]))
     streams = Streams(network, images[:], task.locators.get("max_memory"), task.scratch)
     layers = layers_of(model)
     for candidate in previous:
@@ -138,20 +139,23 @@ def _refit(entry: Input) -> Refit:
 
 def finetune(task: Task) -> Result:
     from lrfgraph.network.heads import head_of
+    from lrfgraph.network.precision import single_precision
     from lrfgraph.network.training import Split, finetune
 
     data, student, teacher = (task.inputs[name] for name in ("data", "student", "teacher"))
     training, validation = (Split(*images_of(data, task.locators, part)) for part in ("train", "validation"))
-    tuned, history = finetune(
-        fresh_network_of(student, task.locators["trust"]),
-        network_of(teacher, task.locators["trust"]),
-        training,
-        validation,
-        task.params["options"],
-        head_of(task.params["head"], task.params["activation"]),
-        task.scratch(),
-        task.progress,
-    )
+    network = fresh_network_of(student, task.locators["trust"])
+    with single_precision(network):
+        tuned, history = finetune(
+            network,
+            network_of(teacher, task.locators["trust"]),
+            training,
+            validation,
+            task.params["options"],
+            head_of(task.params["head"], task.params["activation"]),
+            task.scratch(),
+            task.progress,
+        )
     files = {"model.keras": save_model(tuned, task.scratch())}
     return Result(_inherited(student) | {"history": history}, files=files)
 
@@ -170,19 +174,28 @@ def export(task: Task) -> Result:
 
 
 def evaluate(task: Task) -> Result:
-    from lrfgraph.network.evaluating import compare, measure, predict
+    """Measure a model, and compare it with what was kept of the original's measurement."""
+    from lrfgraph.network.evaluating import compare, deciding, drop, measure, predict
     from lrfgraph.network.heads import head_of, own_targets
 
     head = head_of(task.params["head"], task.params["activation"])
     images, labels = images_of(task.inputs["data"], task.locators, task.params["part"])
     outputs = predict(network_of(task.inputs["model"], task.locators["trust"]), images)
     targets = own_targets(head, images, labels, outputs.shape[1:])
-    measured: dict[str, Any] = measure(outputs, targets, head)
+    measures: dict[str, Any] = measure(outputs, targets, head)
+    each, some = deciding(outputs, targets, head), outputs[_kept_rows(outputs)]
     original = task.inputs.get("original")
-    if original is not None and "outputs" in original.names():
-        measured |= compare(outputs, original.array("outputs"), targets, head)
-    small = outputs.size <= MOST_OUTPUTS
-    return Result(measured, {"outputs": outputs.astype(np.float32)} if small else {})
+    if original is not None:
+        measures |= compare(some, original.array("outputs"), head)
+        if each is not None and "each" in original.names():
+            measures |= drop(original.array("each"), each)
+    return Result(measures, {"outputs": some} | ({} if each is None else {"each": each}))
+
+
+def _kept_rows(outputs: Array) -> Array:
+    """Numbers of the images whose outputs are kept, evenly spread over all: as many as `MOST_OUTPUTS` allows."""
+    count = len(outputs)
+    return np.unique(np.linspace(0, count - 1, min(count, max(MOST_OUTPUTS * count // outputs.size, 1))).astype(int))
 
 
 STEPS = (
@@ -190,5 +203,5 @@ STEPS = (
     Step("repair", 2, repair),
     Step("finetune", 3, finetune),
     Step("export", 1, export),
-    Step("evaluate", 2, evaluate),
+    Step("evaluate", 3, evaluate),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lrfgraph.engine.nodes import Result, Step, Task
 from lrfgraph.options.recipe import RecordOptions
-from lrfgraph.run.steps.common import named_layer, network_of
+from lrfgraph.run.steps.common import float32_network_of, named_layer
 from lrfgraph.run.steps.sources import images_of
 
 __all__ = ["STEPS"]
@@ -17,7 +17,7 @@ def record_together(tasks: list[Task]) -> list[Result]:
     images, _ = images_of(first.inputs["data"], first.locators, "calibration")
     options = RecordOptions(**first.params["options"])
     layers = [named_layer(task) for task in tasks]
-    network = network_of(first.inputs["model"], first.locators["trust"])
+    network = float32_network_of(first.inputs["model"], first.locators["trust"])
     recordings = record(network, layers, images, options, first.progress)
     return [
         Result(
@@ -34,12 +34,11 @@ def curvature_together(tasks: list[Task]) -> list[Result]:
 
     first = tasks[0]
     images, _ = images_of(first.inputs["data"], first.locators, "calibration")
-    images = images[: first.params["images"]]
     layers = [named_layer(task) for task in tasks]
     curvatures = curvature(
-        network_of(first.inputs["model"], first.locators["trust"]),
+        float32_network_of(first.inputs["model"], first.locators["trust"]),
         layers,
-        images,
+        images.first(first.params["images"]),
         head_of(first.params["head"], first.params["activation"]),
         first.params["seed"],
         progress=first.progress,
@@ -57,5 +56,5 @@ def curvature(task: Task) -> Result:
 
 STEPS = (
     Step("record", 1, record, record_together),
-    Step("curvature", 3, curvature, curvature_together),
+    Step("curvature", 4, curvature, curvature_together),
 )

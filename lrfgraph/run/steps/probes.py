@@ -14,19 +14,21 @@ __all__ = ["STEPS"]
 
 def probe_together(tasks: list[Task]) -> list[Result]:
     from lrfgraph.network.heads import head_of
+    from lrfgraph.network.precision import to_single_precision
     from lrfgraph.network.probing import Probe, probe
 
     first = tasks[0]
     images, _ = images_of(first.inputs["data"], first.locators, "calibration")
+    model = fresh_network_of(first.inputs["model"], first.locators["trust"])
     probes = []
     for task in tasks:
         layer, method, rank = named_layer(task), task.params["method"], task.params["rank"]
         weights = factors_of(layer, method, rank, task.inputs["factors"], task.inputs["prepared"])
         probes.append(Probe(layer, METHODS[method].pieces(layer, parse_rank(rank)), weights))
     distances = probe(
-        fresh_network_of(first.inputs["model"], first.locators["trust"]),  # its kernels are exchanged
+        to_single_precision(model),  # its kernels are exchanged
         probes,
-        images[: first.params["images"]],
+        images.first(first.params["images"]),
         head_of(first.params["head"], first.params["activation"]),
         first.progress,
     )

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lrfgraph.engine.memory import BoundedCache, array_bytes
 from lrfgraph.engine.nodes import Input, Result, Step, Task, digest
+from lrfgraph.errors import DataError
 from lrfgraph.images import preprocessing as images
-from lrfgraph.images import sources
+from lrfgraph.images import snapshot, sources
 from lrfgraph.images import splits as splitting
 from lrfgraph.options.recipe import DataOptions
+from lrfgraph.options.values import names_function
 from lrfgraph.run.steps.common import network_of, save_model
+
+if TYPE_CHECKING:
+    from lrfgraph.network.heads import Head
 
 __all__ = ["STEPS", "data", "describe", "images_of", "try_preprocessings"]
 
 IMAGES = BoundedCache(1 << 30, keep_last=True)
-PARTS = ("calibration", "repair", "validation", "train", "test")
 
 
 def describe(task: Task) -> Result:
@@ -43,54 +47,104 @@ def describe(task: Task) -> Result:
 
 
 def data(task: Task) -> Result:
-    """Divide the images and decide the head from their labels; each split is known by what its images say."""
-    from lrfgraph.network.heads import HEADS, decide
+    """Divide the images and decide the head from their labels; each split is known by what its images say.
 
+    Calibration, repair and validation images are kept as they came: nobody reads them from the source again.
+    """
     params, options, base = task.params, _data_options(task.locators), Path(task.locators["base"])
-    options = replace(options, calibration=max(params["calibration"], params["repair"]))
-    input_shape, output_shape = tuple(params["input_shape"]), tuple(params["output_shape"])
-    dataset = sources.load(options, base, input_shape)
-    splits = splitting.split(dataset, options)
-    preprocessing = images.preprocessing(options, input_shape, base)
-    how = _digest_of(preprocessing)
-    labels = splits.validation.labels(dataset)
-    name = options.head
-    if name == "auto":
-        name = decide(params["proposed"], params["activation"], labels, output_shape, input_shape)
-    head = HEADS[name]
-    arrays, identities, parts = {}, {}, {}
-    for name in PARTS:
-        part = getattr(splits, "calibration" if name == "repair" else name)
-        if part is not None and name in ("calibration", "repair"):
-            part = splitting.Part(part.source, part.indices[: params[name]])
-        if part is None or not len(part):
-            continue
-        targets = targets_of(head, part.labels(dataset), output_shape)
-        part.images(dataset, preprocessing)[:1]  # raises where the shapes do not fit
-        content = [how, digest(dataset.x(part.source)[part.indices])]
-        if targets is not None and name not in ("calibration", "repair"):
-            content.append(digest(targets))
-        arrays[name], identities[name] = part.indices, digest(content)
+    inputs = {name: tuple(shape) for name, shape in params["inputs"]}
+    output_shape = tuple(params["output_shape"])
+    dataset = sources.load(options, base, inputs)
+    if dataset.digest != params["source"]:
+        raise DataError(_changed(options))
+    splits = splitting.split(dataset, replace(options, calibration=max(params["calibration"], params["repair"])))
+    preprocessings = images.preprocessings(options, inputs, base)
+    head, notes = _head(params, options, splits.validation.labels(dataset))
+    arrays: dict[str, Any] = {}
+    identities: dict[str, str] = {}
+    parts: dict[str, dict[str, Any]] = {}
+    kept: dict[str, tuple[Any, ...]] = {}
+    for name, part in _parts(splits, params).items():
+        part.images(dataset, preprocessings)[:1]  # raises where the shapes do not fit
+        raws, targets = part.raws(dataset), targets_of(head, part.labels(dataset), output_shape)
+        identities[name] = _identity(name, preprocessings, raws, targets)
         parts[name] = {"source": part.source, "images": len(part), "labels": targets is not None}
-    targets = targets_of(head, labels, output_shape)
+        if name in snapshot.KEPT:
+            kept[name] = raws
+        else:
+            arrays[f"{name}/indices"] = part.indices
+        if name == "validation" and targets is not None:
+            arrays["validation/y"] = targets
+    how, statistics = snapshot.preprocessing_arrays(preprocessings)
+    arrays |= snapshot.kept_arrays(kept) | statistics
     result = {
         "identities": identities,
         "parts": parts,
-        "head": head.name,
-        "chance": None if targets is None else head.chance(targets),
-        "notes": list(splits.notes) + list(dataset.notes),
-        "input_shape": list(input_shape),
+        "preprocessing": how,
+        "inputs": params["inputs"],
         "output_shape": list(output_shape),
+        "head": head.name,
+        "chance": head.chance(arrays["validation/y"]) if "validation/y" in arrays else None,
+        "notes": [*splits.notes, *dataset.notes, *notes],
     }
     return Result(result, arrays, identity=digest(identities))
 
 
-def targets_of(head: Any, labels: Any, output_shape: tuple[int, ...]) -> Any:
+def _head(params: Mapping[str, Any], options: DataOptions, labels: Any) -> tuple[Head, list[str]]:
+    """The head that the recipe says or the labels decide, and what has to be said about labels that it cannot use."""
+    from lrfgraph.network.heads import HEADS, decide, unfit
+
+    shapes, output_shape = [tuple(shape) for _, shape in params["inputs"]], tuple(params["output_shape"])
+    name, activation = options.head, params["activation"]
+    if name == "auto":
+        name = decide(params["proposed"], activation, labels, output_shape, shapes)
+    reason = unfit(name, activation, output_shape)
+    if reason:
+        raise DataError(f"[data] head {name} {reason}; choose another with --set data.head=NAME")
+    head = HEADS[name]
+    if labels is None or head.targets(labels, output_shape) is not None:
+        return head, []
+    if labels.ndim > 2:  # a picture an image is a target, and not the network's
+        raise DataError(
+            f"targets have shape {labels.shape[1:]}, the model's output {output_shape}; give one of its shape"
+        )
+    own = "it is measured against its own input" if output_shape in shapes else "nothing is measured against them"
+    return head, [f"labels of shape {labels.shape[1:]} are no targets of the model's output {output_shape}: {own}"]
+
+
+def _parts(splits: splitting.Splits, params: Mapping[str, Any]) -> dict[str, splitting.Part]:
+    """The splits by name, without empty ones; calibration images are the first of the repair images."""
+    most = splits.calibration
+    parts = {name: splitting.Part(most.source, most.indices[: params[name]]) for name in ("calibration", "repair")}
+    parts["validation"] = splits.validation
+    parts |= {name: part for name, part in (("train", splits.train), ("test", splits.test)) if part is not None}
+    return {name: part for name, part in parts.items() if len(part)}
+
+
+def _identity(name: str, preprocessings: Sequence[images.Preprocessing], raws: Sequence[Any], targets: Any) -> str:
+    """Digest a split: what is done to its images, the images, and the targets that are measured or learned."""
+    content = [_digest_of(how) for how in preprocessings] + [digest(raw) for raw in raws]
+    if targets is not None and name not in ("calibration", "repair"):
+        content.append(digest(targets))
+    return digest(content)
+
+
+def targets_of(head: Head, labels: Any, output_shape: tuple[int, ...]) -> Any:
     """Return what the head makes of labels, or ``None``."""
     return None if labels is None else head.targets(labels, output_shape)
 
 
-def _digest_of(preprocessing: Any) -> str:
+def _changed(options: DataOptions) -> str:
+    source = str(options.source)
+    if names_function(source):
+        return (
+            f"data function {source} gives other images, or another order, when it is called again; let it give the "
+            "same each time, with a fixed seed"
+        )
+    return f"data {source} is not what it was when this run looked at it first; run again when nobody writes it"
+
+
+def _digest_of(preprocessing: images.Preprocessing) -> str:
     content = [preprocessing.scale, preprocessing.bgr, list(preprocessing.input_shape)]
     return digest(content + [None if v is None else digest(v) for v in (preprocessing.mean, preprocessing.std)])
 
@@ -105,20 +159,38 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
-def images_of(entry: Input, locators: Mapping[str, Any], name: str) -> tuple[Any, Any]:
-    """Return one split's images, preprocessed as they are asked for, and its targets (or ``None``)."""
+def images_of(entry: Input, locators: Mapping[str, Any], name: str) -> tuple[images.Images, Any]:
+    """Return one split's images, preprocessed as they are asked for, and its targets (or ``None``).
+
+    Training and test images are read from the source and must be those that were divided; raises DataError.
+    """
+    data = entry.data
+
+    def load() -> tuple[images.Images, Any]:
+        how = snapshot.read_preprocessings(data["preprocessing"], entry.names(), entry.array)
+        if name not in snapshot.KEPT:
+            return _from_source(entry, locators, name, how)
+        targets = entry.array("validation/y") if name == "validation" and data["parts"][name]["labels"] else None
+        return snapshot.kept_images(entry.array, name, how), targets
+
+    return IMAGES.get_or_make((data["identities"][name], name, data["head"]), load, array_bytes)
+
+
+def _from_source(
+    entry: Input, locators: Mapping[str, Any], name: str, how: tuple[images.Preprocessing, ...]
+) -> tuple[images.Images, Any]:
     from lrfgraph.network.heads import HEADS
 
-    split = entry.data
-    options, base, shape = _data_options(locators), Path(locators["base"]), tuple(split["input_shape"])
-
-    def load() -> tuple[Any, Any]:
-        dataset = sources.load(options, base, shape)
-        part = splitting.Part(split["parts"][name]["source"], entry.array(name))
-        prepared = part.images(dataset, images.preprocessing(options, shape, base))
-        return prepared, targets_of(HEADS[split["head"]], part.labels(dataset), tuple(split["output_shape"]))
-
-    return IMAGES.get_or_make((split["identities"][name], name, split["head"]), load, array_bytes)
+    data, options = entry.data, _data_options(locators)
+    inputs = {own: tuple(shape) for own, shape in data["inputs"]}
+    dataset = sources.load(options, Path(locators["base"]), inputs)
+    part = splitting.Part(data["parts"][name]["source"], entry.array(f"{name}/indices"))
+    if not dataset.has(part.source) or len(dataset.x(part.source)) <= part.indices.max():
+        raise DataError(_changed(options))
+    targets = targets_of(HEADS[data["head"]], part.labels(dataset), tuple(data["output_shape"]))
+    if _identity(name, how, part.raws(dataset), targets) != data["identities"][name]:
+        raise DataError(_changed(options))
+    return part.images(dataset, how), targets
 
 
 def try_preprocessings(model: Input, entry: Input, locators: Mapping[str, Any]) -> dict[str, float]:
@@ -126,23 +198,22 @@ def try_preprocessings(model: Input, entry: Input, locators: Mapping[str, Any]) 
     from lrfgraph.network.evaluating import predict, pseudo_values
     from lrfgraph.network.heads import head_of
 
-    split = entry.data
-    options, base, shape = _data_options(locators), Path(locators["base"]), tuple(split["input_shape"])
-    dataset = sources.load(options, base, shape)
-    part = splitting.Part(split["parts"]["validation"]["source"], entry.array("validation")[:500])
-    head = head_of(split["head"], model.data["structure"]["activation"])
-    targets = targets_of(head, part.labels(dataset), tuple(split["output_shape"]))
-    raw = dataset.x(part.source)[part.indices]
+    kept, targets = images_of(entry, locators, "validation")
+    raws, options = [raw[:500] for raw in kept.raws], _data_options(locators)
+    head = head_of(entry.data["head"], model.data["structure"]["activation"])
+    inputs = {name: tuple(shape) for name, shape in entry.data["inputs"]}
     measured = {}
-    for name, other in images.guesses(raw, options).items():
-        outputs = predict(network_of(model, locators["trust"]), images.prepare(raw, other, shape, base))
-        each = pseudo_values(next(iter(head.measures)), outputs, targets, head)
+    for name, other in images.guesses(raws[0], options).items():
+        tried = images.Images(tuple(raws), images.preprocessings(other, inputs))
+        each = pseudo_values(
+            next(iter(head.measures)), predict(network_of(model, locators["trust"]), tried), targets[:500], head
+        )
         if each is not None:
             measured[name] = float(each.mean())
     return dict(sorted(measured.items(), key=lambda item: -item[1]))
 
 
 STEPS = (
-    Step("describe", 6, describe, decides=True),
-    Step("data", 2, data, decides=True),
+    Step("describe", 7, describe, decides=True),
+    Step("data", 3, data, decides=True),
 )

@@ -1,0 +1,156 @@
+"""Images from a function of the user's: arrays, dictionaries and tuples of them, or streams of tf.data."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrfgraph.engine.memory import BoundedCache, array_bytes
+from lrfgraph.errors import DataError
+from lrfgraph.images.naming import KNOWN_AS, PART_NAMES, Inputs
+
+__all__ = ["Elements", "call_function", "import_function", "join_elements"]
+
+Array = NDArray[Any]
+LONGEST_STREAM = 100_000
+ENDLESS = -1  # what tf.data calls the number of elements of a stream that repeats
+TUPLES: dict[int, tuple[str, ...]] = {
+    1: ("x_train",),
+    2: ("x_train", "y_train"),
+    4: ("x_train", "y_train", "x_test", "y_test"),
+    6: ("x_train", "y_train", "x_val", "y_val", "x_test", "y_test"),
+}
+"""By how many values a function returns, what they are."""
+
+RESULTS = BoundedCache(0, keep_last=True)
+
+
+class Elements(list[Array]):
+    """One component of a stream's elements, in order; whether they are batches says the model's input."""
+
+
+def import_function(text: str, base: Path) -> Callable[..., Any]:
+    """Import ``package.module:function``; modules in the folder `base` are found without installing them."""
+    module, _, name = text.partition(":")
+    folder = str(base.resolve())
+    sys.path.insert(0, folder)
+    try:
+        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    finally:
+        sys.path.remove(folder)
+    return function
+
+
+def call_function(source: str, base: Path) -> dict[str, Any]:
+    """Call the user's function once per process; return its arrays, or `Elements` of its streams, by name.
+
+    An input among several is named ``x_train/NAME``, or by its place: ``x_train/0``.
+    """
+    key = (source, base.resolve())
+    result: dict[str, Any] | None = RESULTS.get(key)
+    if result is None:
+        try:
+            result = dict(_named(import_function(source, base)(), source))
+        except DataError:
+            raise
+        except Exception as error:
+            first = str(error).strip().splitlines()[:1]
+            raise DataError(f"data function {source} raised {type(error).__name__}: {''.join(first)}") from None
+        RESULTS.put(key, result, array_bytes(result))
+    return result
+
+
+def _named(value: Any, source: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            if _is_stream(item):
+                yield from _read_stream(item, PART_NAMES.get(str(name).lower(), "train"), source)
+            else:
+                yield from _flat(str(name), item)
+        return
+    several = value if isinstance(value, tuple) else (value,)
+    if all(_is_stream(item) for item in several) and len(several) <= 3:
+        names = ("train", "test") if len(several) == 2 else ("train", "val", "test")
+        for item, part in zip(several, names, strict=False):
+            yield from _read_stream(item, part, source)
+        return
+    if several and all(isinstance(item, tuple) for item in several):  # ((x, y), (x, y)) as keras.datasets gives
+        several = tuple(array for pair in several for array in pair)
+    if len(several) not in TUPLES:
+        raise DataError(f"data function {source} returned {len(several)} values; return a dict of arrays or (x, y)")
+    for name, item in zip(TUPLES[len(several)], several, strict=True):
+        yield from _flat(name, item)
+
+
+def _flat(name: str, item: Any) -> Iterator[tuple[str, Array]]:
+    """One array, or one for each of several inputs (a dictionary or a tuple)."""
+    if isinstance(item, Mapping):
+        yield from ((f"{name}/{own}", np.asarray(array)) for own, array in item.items())
+    elif isinstance(item, tuple) and len({np.ndim(array) for array in item} - {0}) > 0:
+        yield from ((f"{name}/{place}", np.asarray(array)) for place, array in enumerate(item))
+    else:
+        yield name, np.asarray(item)
+
+
+def _is_stream(value: Any) -> bool:
+    return hasattr(value, "as_numpy_iterator")
+
+
+def _read_stream(dataset: Any, part: str, source: str) -> Iterator[tuple[str, Elements]]:
+    """Collect a tf.data.Dataset's elements; raises DataError where it does not end."""
+    length = int(dataset.cardinality())
+    if length == ENDLESS:
+        raise DataError(f"the {part} stream of {source} does not end; let it end with .take(n)")
+    collected: dict[str, Elements] = {}
+    for number, element in enumerate(dataset.as_numpy_iterator()):
+        if length < 0 and number == LONGEST_STREAM:
+            raise DataError(
+                f"the {part} stream of {source} does not say how long it is, and has more than {number:,} elements; "
+                "let it end with .take(n), or say so with tf.data.experimental.assert_cardinality"
+            )
+        pair = element if isinstance(element, tuple) else (element,)
+        for name, item in (element if isinstance(element, Mapping) else dict(zip("xy", pair, strict=False))).items():
+            for flat, array in _flat(str(name), item):
+                collected.setdefault(_name_in_part(flat, part), Elements()).append(array)
+    yield from collected.items()
+
+
+def _name_in_part(name: str, part: str) -> str:
+    """Name a component of a stream's elements as an array of a part: ``image`` is ``x_train``, unknown names inputs."""
+    own, slash, place = name.partition("/")
+    known = KNOWN_AS.get(own.lower())
+    return f"x_{part}/{own}" if known is None else f"{known[0]}_{part}{slash}{place}"
+
+
+def join_elements(named: Mapping[str, Any], inputs: Inputs) -> dict[str, Array]:
+    """Make one array of a stream's elements, which are batches where images have more axes than the model's input."""
+    arrays = {}
+    for name, elements in named.items():
+        if not isinstance(elements, Elements):
+            arrays[name] = elements
+            continue
+        part = name.partition("/")[0][2:]
+        own = next((other for other in named if other.partition("/")[0] == f"x_{part}"), name)
+        batched = named[own][0].ndim > _rank(own, inputs)
+        try:
+            arrays[name] = np.concatenate(elements) if batched else np.stack(elements)
+        except ValueError:
+            raise DataError(
+                f"{name}: the stream's elements differ in shape; received {elements[0].shape} first"
+            ) from None
+    return arrays
+
+
+def _rank(name: str, inputs: Inputs) -> int:
+    """How many axes the input that an array is called after has, without the batch axis."""
+    place, shapes = name.partition("/")[2], list(inputs.values())
+    if place in inputs:
+        return len(inputs[place])
+    number = int(place) if place.isdigit() else 0
+    return len(shapes[number]) if number < len(shapes) else 0

@@ -1,0 +1,96 @@
+"""Every kind of output from a trained network to a compressed file that is loaded again, through the command line."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import DATA, Call
+
+from lrfgraph.images.preprocessing import Images, Preprocessing
+from lrfgraph.network.evaluating import measure, predict
+from lrfgraph.network.heads import HEADS, head_of
+
+SCRIPT = Path(__file__).parent.parent.parent / "pipelines" / "train_heads.py"
+TASKS = ("binary_logit", "multilabel", "mask", "open_regression", "autoencoder", "two_inputs", "bfloat16", "float16")
+SETTINGS = {
+    "explore.ranks": 3,
+    "explore.methods": "svd_channel,svd",
+    "data.validation": 60,
+    "data.allow_chance": "true",  # a hundred images teach little
+    "repair.steps": 3,
+    "repair.rounds": 0,
+    "select.probes": 1,
+    "select.refine": 1,
+}
+ACTIVATIONS = {"multilabel": "sigmoid", "mask": "sigmoid"}
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Train a task's network on the tiny digits; returns the model's and the images' file."""
+    spec = importlib.util.spec_from_file_location("train_heads", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    import sys
+
+    sys.modules["train_heads"] = script
+    spec.loader.exec_module(script)
+    with np.load(DATA / "tiny_digits.npz", allow_pickle=False) as loaded:
+        digits = {name: loaded[name] for name in loaded.files}
+    folder = tmp_path_factory.mktemp("heads")
+
+    def train(name: str) -> tuple[str, Path, Path]:
+        return script.TASKS[name].head, *script.make(name, digits, folder, 2, 20)
+
+    return train
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_network_is_compressed_fine_tuned_written_and_loaded_again(
+    task: str, trained: Any, tmp_path: Path, call: Call
+) -> None:
+    import keras
+
+    head, model, data = trained(task)
+    settings = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
+    policy = ("--max-drop", "100") if task == "mask" else ("--params", "0.7")
+    ended = call(
+        "run", model, "--data", data, "--scale", "1/255", *policy, "--epochs", "1", *settings,
+        "--cache", tmp_path / "cache", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["head"] == head
+    first = next(iter(HEADS[head].measures))
+    for stage in ("baseline", "factorized", "repaired", "finetuned", "final"):
+        for part in ("validation", "test"):
+            assert summary[stage]["accuracy"][part] == summary[stage][first][part] is not None
+            assert summary[stage]["accuracy_se"][part] > 0
+    assert summary["final"]["parameters"] < summary["baseline"]["parameters"]
+    with np.load(data, allow_pickle=False) as loaded:
+        arrays = {name: loaded[name] for name in loaded.files}
+    raws = tuple(arrays[name] for name in arrays if name.startswith("x_test"))
+    how = [Preprocessing((*raw.shape[1:], 1), scale=1 / 255) for raw in raws]
+    images = Images(raws, tuple(how))
+    for name in ("compressed.keras", "compressed.h5"):
+        reloaded = keras.models.load_model(tmp_path / "out" / name, compile=False)
+        outputs = predict(reloaded, images)
+        labels = images[:] if "y_test" not in arrays else arrays["y_test"]
+        measured = measure(
+            outputs, HEADS[head].targets(labels, outputs.shape[1:]), head_of(head, ACTIVATIONS.get(task, "linear"))
+        )
+        assert measured["accuracy"] == pytest.approx(summary["final"]["accuracy"]["test"], abs=1e-6)
+
+
+def test_every_task_of_the_script_is_one_of_a_head(trained: Any) -> None:
+    import sys
+
+    tasks = sys.modules["train_heads"].TASKS
+    assert {task.head for task in tasks.values()} == HEADS.keys() - {"logits"}
+    assert set(TASKS) <= set(tasks)
