@@ -128,7 +128,7 @@ def _describe_layer(view: _View, calls: list[Call]) -> tuple[LayerSpec, Arrays]:
         output_shapes=tuple(_channels_last(view.shapes[c.outputs[0]], first) for c in calls if c.inputs),
         macs=sum(operation_macs(call, view.shapes) or 0 for call in calls),
     )
-    if kind is None or type(operation) is not getattr(keras.layers, class_name):
+    if kind is None or type(operation) is not getattr(keras.layers, class_name, None):
         return replace(spec, kept=_no_kernel(operation, class_name)), {}
     reason = _unusual(operation)
     if reason:

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 from lrfgraph.engine.nodes import Node, Ref
 from lrfgraph.layers.pieces import layer_cost
-from lrfgraph.layers.similarity import ACTIVATIONS
+from lrfgraph.layers.similarity import ACTIVATIONS, METRICS
 from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.methods import METHODS
+from lrfgraph.network.exporting import FORMATS
 from lrfgraph.options.recipe import Recipe
 from lrfgraph.run.state import Exploration, Network, kept_reason, methods_of, skipped
 from lrfgraph.run.steps.common import geometry
@@ -86,6 +87,11 @@ def data_node(source: str, facts: Mapping[str, Any], recipe: Recipe, calibration
     return Node("images/data", "data", params, {}, locators)
 
 
+def _asked(section: Any) -> dict[str, Any]:
+    """A section's options but for those that are off: one that nobody asks for is in no key."""
+    return {name: value for name, value in asdict(section).items() if value is not None}
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
@@ -114,7 +120,7 @@ def record_nodes(network: Network) -> dict[str, Node]:
     """One record a layer, keyed by what feeds the layer and by the calibration images."""
     if network.data is None:
         return {}
-    options, images = asdict(network.recipe.record), network.split("calibration")
+    options, images = _asked(network.recipe.record), network.split("calibration")
     nodes = {}
     for layer in network.factorizable():
         inputs: Inputs = {"model": Ref(layer.upstream, network.model.key), "data": images}
@@ -196,6 +202,7 @@ def candidate_nodes(
             if layer.name in refs:
                 inputs[name] = refs[layer.name]
         params = {**params, "tap": tap, "tail": layer.tail if tap == "activation" else "linear"}
+        params["metrics"] = list(METRICS)
         scores[candidate] = Node(f"{candidate}/score", "score", params, inputs)
     return factors, scores
 
@@ -281,12 +288,15 @@ def rebuild_nodes(
 
 
 def _repair_nodes(network: Network, refits: Sequence[CandidateId], exploration: Exploration) -> list[Node]:
-    options = asdict(network.recipe.repair)
+    options = _asked(network.recipe.repair)
     del options["enabled"], options["images"]
     options["seed"] = network.recipe.record.seed
+    # by number: what layers are called changes no repair, and two networks may call different layers alike
+    number = {layer.name: index for index, layer in enumerate(network.layers)}
+    places = [[number[c.layer], c.method, c.rank] for c in refits]
     nodes: list[Node] = []
     for index, candidate in enumerate(refits):
-        params = {"options": options, "choice": list(candidate), "previous": [list(c) for c in refits[:index]]}
+        params = {"options": options, "choice": places[index], "previous": places[:index]}
         inputs: Inputs = {f"previous/{i}": node.name for i, node in enumerate(nodes)}
         inputs |= {"model": network.original, "data": network.split("repair")}
         if candidate.method:
@@ -320,13 +330,13 @@ def finish_nodes(network: Network, model: Ref) -> list[Node]:
     if not network.finetunes:
         return [_export_node(network, model)]
     inputs: Inputs = {"student": model, "teacher": network.original, "data": network.split("train", "validation")}
-    params = {"options": asdict(network.recipe.finetune), **network.meaning}
+    params = {"options": _asked(network.recipe.finetune), **network.meaning}
     finetune = Node("finetune", "finetune", params, inputs, network.locators_with())
     return [finetune, _export_node(network, finetune.name)]
 
 
 def _export_node(network: Network, model: str | Ref) -> Node:
-    return Node("export", "export", {}, {"model": model}, network.locators_with())
+    return Node("export", "export", {"formats": list(FORMATS)}, {"model": model}, network.locators_with())
 
 
 def evaluate_node(network: Network, name: str, model: str | Ref, part: str, original: str | Ref | None = None) -> Node:

@@ -16,16 +16,14 @@ from typing import Any
 from lrfgraph import __version__
 from lrfgraph.engine.nodes import Ref
 from lrfgraph.engine.store import CorruptEntry, Store
-from lrfgraph.errors import ConfigurationError, DataError, ModelError
+from lrfgraph.errors import DataError, ModelError
 from lrfgraph.layers.spec import LayerSpec
-from lrfgraph.methods import METHODS
-from lrfgraph.methods.base import parse_rank, write_rank
 from lrfgraph.network.heads import HEADS
 from lrfgraph.run import nodes
 from lrfgraph.run.choosing import choose, probe
 from lrfgraph.run.driver import Driver
-from lrfgraph.run.state import Compression, Exploration, Network, kept_reason, methods_of
-from lrfgraph.selection.configuration import read_configuration
+from lrfgraph.run.given import given_candidates
+from lrfgraph.run.state import Compression, Exploration, Network, kept_reason
 from lrfgraph.selection.problem import CandidateId
 
 __all__ = ["STAGES", "Stage", "describe", "model_identity", "read_ahead", "read_model", "stages_until"]
@@ -70,6 +68,10 @@ def describe(driver: Driver) -> Compression:
     if idle:  # a slip of the pen would compress what should stay
         note = [f"explore.skip: no layer matches {', '.join(map(repr, idle))}; `inspect` lists the layers"]
         compression = compression.noted(*note)
+    uncounted = driver.data(compression.network.model)["structure"]["uncounted"]
+    if uncounted:
+        layers = ", ".join(f"{path} ({class_name})" for path, class_name in uncounted)
+        compression = compression.noted(f"MACs leave out what cannot be counted: {layers}")
     return compression
 
 
@@ -121,7 +123,7 @@ def divide_images(driver: Driver, compression: Compression) -> Compression:
     network, recipe = compression.network, driver.recipe
     if not any(True for _ in network.factorizable()):
         raise ModelError(_nothing_to_do(network))
-    compression = replace(compression, given=_given(driver, network))
+    compression = replace(compression, given=given_candidates(driver, network))
     if recipe.data.source is None:
         return compression.noted(
             "no images given: similarities are those of the weights, no accuracy was measured, nothing was fine-tuned; "
@@ -163,43 +165,6 @@ def _nothing_to_do(network: Network) -> str:
     reasons = dict.fromkeys(kept_reason(layer, network.recipe) for layer in network.layers if layer.kind)
     text = "; ".join(reasons) or "it has no convolution and no dense layer"
     return f"no layer of the model can be factorized: {text}; nothing to compress"
-
-
-def _given(driver: Driver, network: Network) -> tuple[CandidateId, ...] | None:
-    """Read the configuration that is to be used as it is, if there is one, and hold it against the model."""
-    path, recipe = driver.recipe.select.configuration, driver.recipe
-    if path is None:
-        return None
-    layers = {layer.name: layer for layer in network.layers}
-    candidates = read_configuration(driver.base / path, list(layers), tuple(METHODS))
-    for candidate in candidates:
-        layer, method = layers[candidate.layer], candidate.method
-        reason = METHODS[method].reason(layer) if layer.kind else layer.kept or "has no kernel"
-        if reason:
-            raise ConfigurationError(f"configuration {path}: {layer.name}: {method} does not apply ({reason})")
-        if kept_reason(layer, recipe) or method not in methods_of(layer, recipe):
-            raise ConfigurationError(
-                f"configuration {path}: {layer.name}: {method} is excluded by explore.methods or explore.skip; "
-                "leave them out"
-            )
-        _check_rank(path, layer, candidate)
-    return tuple(candidates)
-
-
-def _check_rank(path: str, layer: LayerSpec, candidate: CandidateId) -> None:
-    method, rank = METHODS[candidate.method], parse_rank(candidate.rank)
-    full = method.full_rank(layer)
-    try:
-        method.pieces(layer, rank)
-        # some methods have chains of several lengths; only like is compared with like
-        fits = full is None or len(full) != len(rank) or all(r <= most for r, most in zip(rank, full, strict=True))
-    except (ValueError, IndexError, KeyError):
-        fits = False
-    if not fits:
-        most = f", its largest is {write_rank(full)}" if full else ""
-        raise ConfigurationError(
-            f"configuration {path}: {layer.name}: {method.name} has no rank {candidate.rank}{most}"
-        )
 
 
 def measure_original(driver: Driver, compression: Compression) -> Compression:

@@ -13,7 +13,9 @@ from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.methods import METHODS
 from lrfgraph.options.recipe import Recipe
 from lrfgraph.run import nodes
+from lrfgraph.run.stages import STAGES
 from lrfgraph.run.state import Exploration, Network, kept_reason, methods_of
+from lrfgraph.run.steps import STEPS
 from lrfgraph.selection.problem import CandidateId
 
 CONV = LayerSpec(
@@ -80,7 +82,7 @@ EXPLORATION = Exploration(
 def test_kept_layers_behind_replaced_ones_are_repaired_too() -> None:
     def repaired(one: Network) -> list[list[str]]:
         made = nodes.rebuild_nodes(one, [CP], EXPLORATION)
-        return [node.params["choice"] for node in made if node.step == "repair"]
+        return [[one.layers[n].name, *rest] for n, *rest in (x.params["choice"] for x in made if x.step == "repair")]
 
     whole = network(Recipe())
     assert repaired(whole) == [["block/conv", "cp", "4"], ["head", "", ""]]
@@ -138,3 +140,18 @@ def test_unknown_names_are_refused_with_the_nearest() -> None:
         check(Recipe().with_option("select.policy", "treshold"))
     with pytest.raises(RecipeError, match="'given' is unknown"):
         check(Recipe().with_option("select.policy", "given"))
+
+
+def test_a_run_can_stop_after_every_kind_of_node() -> None:
+    """A kind that no stage names would never be stopped after."""
+    assert {"describe", *(kind for stage in STAGES for kind in stage.kinds)} == STEPS.keys()
+
+
+def test_what_a_layer_is_called_changes_no_repair() -> None:
+    def repairs(one: Network) -> list[object]:
+        made = nodes.rebuild_nodes(one, [CP], EXPLORATION)
+        return [node.params for node in made if node.step == "repair"]
+
+    whole = network(Recipe())
+    other = tuple(replace(y, name="other") if y.name == "head" else y for y in whole.layers)
+    assert repairs(whole) == repairs(replace(whole, layers=other))

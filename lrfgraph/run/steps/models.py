@@ -65,6 +65,12 @@ def _candidate(written: Sequence[str]) -> CandidateId:
     return CandidateId(*written)
 
 
+def _numbered(model: Input, written: Sequence[Any]) -> CandidateId:
+    """A candidate whose layer is written as its number."""
+    number, method, rank = written
+    return CandidateId(model.data["layers"][number]["name"], method, rank)
+
+
 def _pieces(layer: LayerSpec, candidate: CandidateId) -> tuple[Piece, ...]:
     """A chain's pieces; of a kept layer, the layer itself."""
     method = METHODS.get(candidate.method)
@@ -85,7 +91,8 @@ def repair(task: Task) -> Result:
     from lrfgraph.methods.refit import refit
     from lrfgraph.network.repair.streams import FitOptions
 
-    model, candidate, options = task.inputs["model"], _candidate(task.params["choice"]), task.params["options"]
+    model, options = task.inputs["model"], task.params["options"]
+    candidate = _numbered(model, task.params["choice"])
     layer = layers_of(model)[candidate.layer]
     own = factors_of(layer, *candidate[1:], *_factors_inputs(task, "own")) if candidate.method else ()
     substitute = _substitute(layer, candidate, own)
@@ -107,11 +114,11 @@ def _streams(task: Task, last: Streams | None) -> Streams:
     from lrfgraph.network.precision import to_single_precision
     from lrfgraph.network.repair.streams import Streams
 
-    previous = [_candidate(written) for written in task.params["previous"]]
-    refits = {candidate.layer: _refit(task.inputs[f"previous/{i}"]) for i, candidate in enumerate(previous)}
-    if last is not None and last.can_go_on(refits, task.params["choice"][0]):
-        return last
     model = task.inputs["model"]
+    previous = [_numbered(model, written) for written in task.params["previous"]]
+    refits = {candidate.layer: _refit(task.inputs[f"previous/{i}"]) for i, candidate in enumerate(previous)}
+    if last is not None and last.can_go_on(refits, _numbered(model, task.params["choice"]).layer):
+        return last
     images, _ = images_of(task.inputs["data"], task.locators, "repair")
     network = to_single_precision(fresh_network_of(model, task.locators["trust"]))
     streams = Streams(network, images[:], task.locators.get("max_memory"), task.scratch)
@@ -200,7 +207,7 @@ def _kept_rows(outputs: Array) -> Array:
 
 STEPS = (
     Step("rebuild", 3, rebuild),
-    Step("repair", 2, repair),
+    Step("repair", 3, repair),
     Step("finetune", 3, finetune),
     Step("export", 1, export),
     Step("evaluate", 3, evaluate),
