@@ -20,8 +20,8 @@ TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 README = PAGES[0].read_text(encoding="utf-8")
 SECTIONS = {option.section for option in OPTIONS.values()}
 SUFFIXES = {"csv", "h5", "json", "keras", "npz", "png", "py", "svg", "toml"}
-OF_DASK = {"--tls-ca-file", "--tls-cert", "--tls-key"}
-SCRIPTS = re.compile(r"^.*\b(?:pip|pytest|python)\b.*$", re.M)
+OF_DASK = {"--no-dashboard"}
+SCRIPTS = re.compile(r"^.*\b(?:pip|pytest|python)\b.*$|^ *dask (?:scheduler|worker) .*$", re.M)
 
 
 def first_columns(title: str) -> list[str]:

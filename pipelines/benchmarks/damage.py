@@ -123,9 +123,9 @@ def ask(cache: Path, options: dict[str, str]) -> tuple[dict[str, Any], list[str]
     )
     said = summary(outcome, MODEL)
     assert outcome.exported is not None
-    written = model_digest(outcome.walk.store.open(outcome.exported).file("compressed.keras"))
+    written = model_digest(outcome.driver.store.open(outcome.exported).file("compressed.keras"))
     names = ("baseline", "factorized", "repaired", "finetuned", "final", "layers")
-    scores = {"|".join(name): outcome.walk.data(ref) for name, ref in outcome.scores.items()}
+    scores = {str(candidate): outcome.driver.data(ref) for candidate, ref in outcome.exploration.scores.items()}
     return {name: said[name] for name in names} | {"model": written, "scores": scores}, discarded
 
 

@@ -92,17 +92,19 @@ def measure_yardsticks(name: str, given: argparse.Namespace, candidates: int) ->
         recipe = recipe_of(name, given, explore__ranks=2, explore__methods="tucker,cp,svd", select__policy="threshold")
         recipe = recipe.with_option("run.until", "select").with_option("run.cache", folder)
         outcome = compress(model_path(name, given), recipe)
-        entry = outcome.walk.store.open(outcome.network.model)
-        model, layers = network_of(entry), layers_of(entry)
+        store, exploration = outcome.driver.store, outcome.exploration
+        entry = store.open(outcome.network.model)
+        model, layers = network_of(entry, {"custom": [], "unsafe": False}), layers_of(entry)
         shape = model.input_shape[1:]
         x = np.random.default_rng(0).normal(size=(IMAGES, *shape)).astype("float32")
         predict(model, x)
         forward = min(_timed(lambda: predict(model, x)) for _ in range(3))
-        scored = sorted(outcome.scores)
+        scored = sorted(exploration.scores)
         naive = []
-        for layer, method, rank in scored[:: max(len(scored) // SAMPLE, 1)][:SAMPLE]:
-            refs = (outcome.refs[f"{layer}/{method}/{rank}/factorize"], outcome.refs[f"{layer}/{method}/decompose"])
-            weights = factors_of(layers[layer], method, rank, *(outcome.walk.store.open(ref) for ref in refs))
+        for candidate in scored[:: max(len(scored) // SAMPLE, 1)][:SAMPLE]:
+            layer, method, rank = candidate
+            refs = exploration.weights(candidate)
+            weights = factors_of(layers[layer], method, rank, *(store.open(ref) for ref in refs))
             chain = Chain(method, METHODS[method].pieces(layers[layer], parse_rank(rank)), weights, None)
             naive.append(_timed(lambda layer=layer, chain=chain: predict(rebuild(model, {layer: chain}), x)))
     return {

@@ -14,10 +14,10 @@ from typing import Any
 
 from networks import arguments, model_path, print_table, recipe_of, write
 
-from lrfgraph.api import Outcome, compress
+from lrfgraph.api import Compression, compress
 from lrfgraph.engine.nodes import Ref
 from lrfgraph.errors import ConfigurationError
-from lrfgraph.run import nodes as pipeline
+from lrfgraph.run import nodes
 
 LIMIT = 1.5
 SHARES = {
@@ -44,7 +44,7 @@ def main() -> None:
 def sweep(name: str, given: argparse.Namespace) -> dict[str, Any]:
     """Fine-tune one budget after the other; choose on validation, test what was chosen."""
     rows: list[dict[str, Any]] = []
-    chosen: tuple[dict[str, Any], Outcome, Ref] | None = None
+    chosen: tuple[dict[str, Any], Compression, Ref] | None = None
     over = 0
     for share in given.shares or SHARES[name]:
         started = time.perf_counter()
@@ -58,7 +58,7 @@ def sweep(name: str, given: argparse.Namespace) -> dict[str, Any]:
         rows.append(
             {
                 "share": share,
-                "parameters": outcome.decision["parameters"] / outcome.network.parameters,
+                "parameters": outcome.decision.parameters / outcome.network.parameters,
                 "drop": round(100 * after["drop"], 3),
                 "drop_se": round(100 * after["drop_se"], 3),
                 "drop_before": round(100 * before["drop"], 3),
@@ -81,32 +81,31 @@ def recipe(name: str, given: argparse.Namespace, share: float) -> Any:
     return made.with_option("repair.enabled", True)
 
 
-def finetune(outcome: Outcome) -> tuple[Ref, dict[str, Any], dict[str, Any]]:
+def finetune(outcome: Compression) -> tuple[Ref, dict[str, Any], dict[str, Any]]:
     """Return the fine-tuned model, and what was measured on validation images before and after."""
-    walk, network, decision = outcome.walk, outcome.network, outcome.decision
+    driver, network, decision = outcome.driver, outcome.network, outcome.decision
     assert decision is not None
     assert outcome.baseline is not None
-    choices = [(c["layer"], c["method"], c["rank"]) for c in decision["choices"] if c["method"]]
-    nodes = pipeline.rebuild_nodes(network, choices, outcome.refs, final_only=True)
-    rebuilt = walk.stage("rebuild", nodes, optional=True)[nodes[-1].name]
-    work = [node for node in pipeline.finish_nodes(network, rebuilt) if node.step == "finetune"]
-    tuned = walk.stage("finetune", work, optional=True)["finetune"] if work else rebuilt
+    chain = nodes.rebuild_nodes(network, decision.configuration, outcome.exploration, repaired_only=True)
+    rebuilt = driver.carry_out("rebuild", chain)[chain[-1].name]
+    work = [node for node in nodes.finish_nodes(network, rebuilt) if node.step == "finetune"]
+    tuned = driver.carry_out("finetune", work)["finetune"] if work else rebuilt
     judged = [
-        pipeline.evaluate_node(network, title, model, "validation", outcome.baseline)
+        nodes.evaluate_node(network, title, model, "validation", outcome.baseline)
         for title, model in (("before", rebuilt), ("after", tuned))
     ]
-    refs = walk.stage("evaluate", judged, optional=True)
-    before, after = (walk.data(refs[node.name]) for node in judged)
+    refs = driver.carry_out("evaluate", judged)
+    before, after = (driver.data(refs[node.name]) for node in judged)
     return tuned, before, after
 
 
-def tested(row: dict[str, Any], outcome: Outcome, tuned: Ref) -> dict[str, Any]:
+def tested(row: dict[str, Any], outcome: Compression, tuned: Ref) -> dict[str, Any]:
     """Measure the chosen model and the original on the test images, once."""
-    walk, network = outcome.walk, outcome.network
-    original = pipeline.evaluate_node(network, "original", Ref(network.digest, network.model.key), "test")
-    final = pipeline.evaluate_node(network, "final", tuned, "test", original.name)
-    refs = walk.stage("evaluate", [original, final], optional=True)
-    said, whole = walk.data(refs[final.name]), walk.data(refs[original.name])
+    driver, network = outcome.driver, outcome.network
+    original = nodes.evaluate_node(network, "original", network.original, "test")
+    final = nodes.evaluate_node(network, "final", tuned, "test", original.name)
+    refs = driver.carry_out("evaluate", [original, final])
+    said, whole = driver.data(refs[final.name]), driver.data(refs[original.name])
     return {
         "removed": round(1 - row["parameters"], 4),
         "test": {"original": whole["accuracy"], "compressed": said["accuracy"]},

@@ -15,10 +15,9 @@ from typing import Any
 
 from networks import arguments, model_path, recipe_of, write
 
-from lrfgraph.api import Outcome, compress
-from lrfgraph.engine.nodes import Ref
+from lrfgraph.api import Compression, compress
 from lrfgraph.options.recipe import Recipe
-from lrfgraph.run import nodes as pipeline
+from lrfgraph.run import nodes
 
 LIMIT = 1.5
 """Points of test accuracy that "removed at" allows."""
@@ -105,10 +104,10 @@ def _row(name: str, given: argparse.Namespace, recipe: Recipe, share: float) -> 
     said = _on_test(outcome)
     network, decision = outcome.network, outcome.decision
     assert decision is not None
-    used = sorted({choice["method"] for choice in decision["choices"] if choice["method"]})
+    used = sorted({candidate.method for candidate in decision.configuration})
     return {
-        "parameters": round(decision["parameters"] / network.parameters, 4),
-        "macs": round(decision["macs"] / network.macs, 4),
+        "parameters": round(decision.parameters / network.parameters, 4),
+        "macs": round(decision.macs / network.macs, 4),
         "lost": round(100 * said["drop"], 3),
         "lost_se": round(100 * said["drop_se"], 3),
         "kl": round(said["kl"], 5),
@@ -117,18 +116,16 @@ def _row(name: str, given: argparse.Namespace, recipe: Recipe, share: float) -> 
     }
 
 
-def _on_test(outcome: Outcome) -> dict[str, Any]:
+def _on_test(outcome: Compression) -> dict[str, Any]:
     """Rebuild and repair the chosen configuration and measure it on the test images, against the original."""
-    walk, network, decision = outcome.walk, outcome.network, outcome.decision
+    driver, network, decision = outcome.driver, outcome.network, outcome.decision
     assert decision is not None
-    choices = [(c["layer"], c["method"], c["rank"]) for c in decision["choices"] if c["method"]]
-    nodes = pipeline.rebuild_nodes(network, choices, outcome.refs, final_only=True)
-    model = walk.stage("rebuild", nodes, optional=True)[nodes[-1].name]
-    original = Ref(network.digest, network.model.key)
-    judged = pipeline.evaluate_node(network, "baseline", original, "test")
-    final = pipeline.evaluate_node(network, "final", model, "test", judged.name)
-    refs = walk.stage("evaluate", [judged, final], optional=True)
-    return walk.data(refs[final.name])
+    chain = nodes.rebuild_nodes(network, decision.configuration, outcome.exploration, repaired_only=True)
+    model = driver.carry_out("rebuild", chain)[chain[-1].name]
+    judged = nodes.evaluate_node(network, "baseline", network.original, "test")
+    final = nodes.evaluate_node(network, "final", model, "test", judged.name)
+    refs = driver.carry_out("evaluate", [judged, final])
+    return driver.data(refs[final.name])
 
 
 def removed(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:

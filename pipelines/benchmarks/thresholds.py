@@ -15,7 +15,7 @@ from networks import arguments, model_path, print_table, recipe_of, write
 
 from lrfgraph.api import compress
 from lrfgraph.methods import METHODS
-from lrfgraph.run import nodes as pipeline
+from lrfgraph.run import nodes
 
 THRESHOLDS = (0.99, 0.98, 0.97, 0.95)
 HYBRID = "hybrid"
@@ -47,19 +47,19 @@ def measure(name: str, given: argparse.Namespace, threshold: float, method: str)
     if method != HYBRID:
         recipe = recipe.with_option("explore.methods", method)
     outcome = compress(model_path(name, given), recipe.with_option("repair.enabled", False))
-    decision, network, walk = outcome.decision, outcome.network, outcome.walk
+    decision, network, driver = outcome.decision, outcome.network, outcome.driver
     assert decision is not None
-    choices = [(c["layer"], c["method"], c["rank"]) for c in decision["choices"] if c["method"]]
+    configuration = decision.configuration
     accuracy = outcome.measured["baseline"]["validation"]["accuracy"]
-    if choices:
-        nodes = pipeline.rebuild_nodes(network, choices, outcome.refs, final_only=True)
-        model = walk.stage("rebuild", nodes, optional=True)[nodes[-1].name]
-        judged = pipeline.evaluate_node(network, "final", model, "validation")
-        accuracy = walk.data(walk.stage("evaluate", [judged], optional=True)[judged.name])["accuracy"]
+    if configuration:
+        chain = nodes.rebuild_nodes(network, configuration, outcome.exploration, repaired_only=True)
+        model = driver.carry_out("rebuild", chain)[chain[-1].name]
+        judged = nodes.evaluate_node(network, "final", model, "validation")
+        accuracy = driver.data(driver.carry_out("evaluate", [judged])[judged.name])["accuracy"]
     return {
-        "layers": len(choices),
-        "parameters": decision["parameters"] / network.parameters,
-        "macs": decision["macs"] / network.macs,
+        "layers": len(configuration),
+        "parameters": decision.parameters / network.parameters,
+        "macs": decision.macs / network.macs,
         "accuracy": accuracy,
     }
 

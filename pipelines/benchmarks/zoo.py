@@ -54,13 +54,13 @@ def measure(name: str, given: Any) -> dict[str, Any]:
     outcome = compress(model_path(name, given), recipe.with_option("repair.enabled", given.repair))
     assert outcome.decision is not None
     assert outcome.exported is not None
-    counted = outcome.walk.data(outcome.exported)
+    counted = outcome.driver.data(outcome.exported)
     problems = [
-        f"declared {outcome.decision[key]:,} {key}, counted {counted[key]:,}"
+        f"declared {getattr(outcome.decision, key):,} {key}, counted {counted[key]:,}"
         for key in ("parameters", "macs")
-        if outcome.decision[key] != counted[key]
+        if getattr(outcome.decision, key) != counted[key]
     ]
-    factorized = [c for c in outcome.decision["choices"] if c["method"]]
+    factorized = outcome.decision.configuration
     if not factorized:
         problems.append("nothing was factorized")
     exact = full_rank(outcome)
@@ -76,8 +76,8 @@ def measure(name: str, given: Any) -> dict[str, Any]:
         "layers": [len(factorized), sum(1 for _ in outcome.network.factorizable())],
         "measured": splits,
         "full_rank": exact,
-        "nodes": {"run": dict(outcome.walk.run), "reused": dict(outcome.walk.reused)},
-        "stages": {stage: round(seconds, 2) for stage, seconds in outcome.walk.seconds.items()},
+        "nodes": {"run": dict(outcome.driver.run), "reused": dict(outcome.driver.reused)},
+        "stages": {stage: round(seconds, 2) for stage, seconds in outcome.driver.seconds.items()},
     }
 
 
@@ -92,8 +92,8 @@ def full_rank(outcome: Any) -> dict[str, float]:
     from lrfgraph.network.rebuilding import Chain, rebuild
     from lrfgraph.run.steps.common import fresh_network_of
 
-    entry = outcome.walk.store.open(outcome.network.model)
-    model, rng = fresh_network_of(entry), np.random.default_rng(0)
+    entry = outcome.driver.store.open(outcome.network.model)
+    model, rng = fresh_network_of(entry, {"custom": [], "unsafe": False}), np.random.default_rng(0)
     if getattr(getattr(model.layers[-1], "activation", None), "__name__", "") == "softmax":
         model.layers[-1].activation = keras.activations.linear
     elif isinstance(model.layers[-1], keras.layers.Softmax):
