@@ -131,3 +131,7 @@ def test_nothing_heavy_is_loaded_with(module: str) -> None:
     code = f"import sys, {module}; print(*sorted({HEAVY!r} & set(sys.modules)))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.split() == []
+
+
+def test_no_file_is_longer_than_a_room() -> None:
+    assert not [module_of(path) for path in TREES if len(path.read_text().splitlines()) > 400]
