@@ -44,7 +44,8 @@ def run_and_report(model: Path, asked: Asked, *, as_json: bool = False) -> dict[
     print(f"\n{tables.stage_line(summary)}")
     for warning in summary["warnings"]:
         print(f"note: {warning}")
-    print(f"results in {folder}")
+    here = Path.cwd()
+    print(f"results in {folder.relative_to(here) if folder.is_relative_to(here) else folder}")
     return summary
 
 
