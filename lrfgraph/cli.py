@@ -174,7 +174,7 @@ def list_(topic: Topic = None, json: Json = False, debug: Debug = False) -> None
 
 @app.command()
 def demo(out: Out = Path("lrfgraph-demo"), json: Json = False, debug: Debug = False) -> None:
-    """Compress a small network that comes with the package, fine-tuning included; under two minutes on two cores."""
+    """Compress a small network that comes with the package, fine-tuning included; two to three minutes on two cores."""
     from lrfgraph.commands.demo import demonstrate
 
     demonstrate(out, as_json=json)

@@ -115,7 +115,7 @@ class Compression:
     given : the candidates of a configuration that is used as it is, ``None`` where a policy decides.
     baseline : measures of the original on validation images.  decision : one choice a layer.
     points : what a policy that searches measured.  models : the entry of each stage (``factorized``, ``repaired``,
-    ``finetuned``).  final : the stage that is written out.  exported : entry of the two files.
+    ``finetuned``).  final : the stage that is written out.  exported : entry of the written files.
     history : of fine-tuning, by epoch.  measured : by stage and split.  notes : what a person should know.
     stopped : whether ``run.until`` cut the stages short.
     """
