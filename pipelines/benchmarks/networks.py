@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
+import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -92,8 +96,33 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), flush=True)
 
 
-def write(path: Path, found: Mapping[str, Any]) -> None:
-    """Write a result file."""
+def write(path: Path, results: Mapping[str, Any]) -> None:
+    """Write a result file: what was measured, and the commit, command and machine it was measured with."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    said = {"finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **found}
-    path.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+    origin = {
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": _commit(),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "machine": _machine(),
+    }
+    path.write_text(json.dumps({**origin, **results}, indent=1) + "\n", encoding="utf-8")
+
+
+def _commit() -> str:
+    """Return the commit that runs, with a ``+`` where files differ from it."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
+
+    return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+
+
+def _machine() -> str:
+    """Return cores, memory and the versions that numbers may depend on."""
+    from importlib.metadata import version
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    packages = " ".join(f"{name} {version(name)}" for name in ("tensorflow", "keras", "numpy"))
+    cores = len(os.sched_getaffinity(0))
+    return f"{cores} cores {platform.machine()}, {memory:.0f} GiB, Python {platform.python_version()}, {packages}"
