@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import json
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lrfgraph.cli import main
 from lrfgraph.engine.memory import forget
+from lrfgraph.network import exporting
 
 DATA = Path(__file__).parent / "data"
 
@@ -30,6 +34,64 @@ def fresh_memory() -> Iterator[None]:
     """What one file's tests loaded serves no other's."""
     yield
     forget()
+
+
+WARM = """
+import contextlib, io, json, os, sys, traceback
+import keras
+for line in sys.stdin:
+    program, *arguments = json.loads(line)
+    reader, writer = os.pipe()
+    if not os.fork():
+        out, code = io.StringIO(), 0
+        sys.argv = ["-c", *arguments]
+        try:
+            with contextlib.redirect_stdout(out):
+                exec(program, {"__name__": "__main__"})
+        except BaseException:
+            code, error = 1, traceback.format_exc()
+        os.write(writer, json.dumps([code, out.getvalue(), error if code else ""]).encode())
+        os._exit(0)
+    os.close(writer)
+    with open(reader) as said:
+        print(said.read(), flush=True)
+    os.wait()
+"""
+
+
+@pytest.fixture(scope="session")
+def warm_process() -> Iterator[Callable[[Sequence[str]], subprocess.CompletedProcess[str]]]:
+    """Runs programs in processes forked from one that has imported Keras and nothing of ours: it takes no seconds."""
+    server = subprocess.Popen(
+        [sys.executable, "-I", "-c", WARM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdin
+    assert server.stdout
+
+    def run(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        print(json.dumps(list(arguments)), file=server.stdin, flush=True)
+        code, out, error = json.loads(server.stdout.readline())
+        return subprocess.CompletedProcess([], code, out, error)
+
+    yield run
+    server.stdin.close()
+    server.wait()
+    server.stdout.close()
+
+
+@pytest.fixture(autouse=True)
+def reloads_in_a_warm_process(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Written files are reloaded in a process that did not start for it, but where a test is about just that."""
+    if "a_fresh_process" in request.keywords:
+        yield
+        return
+
+    def run(arguments: Sequence[str]) -> Any:
+        return request.getfixturevalue("warm_process")(arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporting, "_fresh_process", run)
+        yield
 
 
 @pytest.fixture

@@ -298,7 +298,7 @@ GOLDEN: dict[str, str] = {
     "data": "2804a06d184977d4bfbe288b0eef29cb0d7a692f",
     "decompose": "e26ae3d2f34486b030bd618dd1f6da3655b2f541",
     "describe": "e02e7d5bd4b667f1456b600b1571329d3efe109c",
-    "evaluate": "5345f8ab0106d5be6c7344c7160b3b56a046cdb6",
+    "evaluate": "3298ad1054fb58ffd60467a5cf1577010779a4f0",
     "export": "5195241358b62aaff8a9e51d6b83ae47820571f1",
     "factorize": "5e29b8d285597fd2623a2483534062499db433c2",
     "finetune": "5a975585c1531d79a3be95ef3e02d2d2dc950d5e",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lrfgraph.api import Compression, compress
-from lrfgraph.network.heads import HEADS
+from lrfgraph.network.heads import titles
 from lrfgraph.options.asked import Asked
 from lrfgraph.report import summary as results
 from lrfgraph.report import tables
@@ -57,7 +57,8 @@ def _baseline(model: Path, compression: Compression) -> str:
     images = f"on {measured.get('n', 0):,} validation images"
     if "accuracy" in measured:
         value, error = 100 * measured["accuracy"], 100 * measured["accuracy_se"]
-        quality = f"{next(iter(HEADS[network.head].measures.values())).title} {images} {value:.2f} ± {error:.2f} %"
+        title = next(iter(titles(network.head, network.recipe.data.metric).values()))
+        quality = f"{title} {images} {value:.2f} ± {error:.2f} %"
     else:
         quality = "accuracy not measured"
     return f"{model.name}: {size}, {quality}"

@@ -6,7 +6,7 @@ import hashlib
 import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from types import MappingProxyType
@@ -85,6 +85,10 @@ def source_digest(options: DataOptions, base: Path = Path()) -> str:
     if options.source is not None:
         for piece in _content(options.source, base):
             state.update(piece)
+    if options.val is not None:
+        state.update(b"val")
+        for piece in _content(options.val, base):
+            state.update(piece)
     if options.stats is not None:
         state.update(b"stats")
         state.update(_existing(base / options.stats).read_bytes())
@@ -98,7 +102,7 @@ def source_state(options: DataOptions, base: Path = Path()) -> str | None:
     """
     files = []
     try:
-        for name in (options.source, options.stats):
+        for name in (options.source, options.val, options.stats):
             path = (base / name).absolute() if name else None
             for file in _image_files(path) if path and path.is_dir() else [path] if path else []:
                 stat = file.stat()
@@ -121,17 +125,35 @@ def load(options: DataOptions, base: Path = Path(), inputs: Inputs = MappingProx
         raise DataError("no data given; say where the images are with --data or [data] source")
     with LOADING:  # several nodes of a run ask at once
         digest = source_digest(options, base)
-        key = (digest, f"{options.source}{options.image_size}{dict(inputs)}")
+        key = (digest, f"{options.source} {options.val} {options.image_size}{dict(inputs)}")
         dataset: Dataset | None = LOADED.get(key)
         if dataset is None:
             named = _read(options, base, inputs)
             if source_digest(options, base) != digest:
                 raise DataError(f"data {options.source} changed while it was read; run again when nobody writes it")
             arrays, notes = recognise(named, options.source, inputs)
+            if options.val is not None:
+                arrays, more = _with_validation(arrays, options, base, inputs)
+                notes += more
             _check(arrays)
             dataset = Dataset(arrays, digest, notes, input_names(inputs))
             LOADED.put(key, dataset, array_bytes(arrays))
         return dataset
+
+
+def _with_validation(
+    arrays: Mapping[str, Array], options: DataOptions, base: Path, inputs: Inputs
+) -> tuple[dict[str, Array], tuple[str, ...]]:
+    """Return arrays with the validation part that is given apart, in place of the source's own."""
+    named = _read(replace(options, source=options.val), base, inputs, _classes(Path(base / str(options.source))))
+    given, notes = recognise(named, str(options.val), inputs)
+    parts = {name.partition("/")[0][2:] for name in given if name.startswith("x")}
+    part = next(part for part in ("val", "test", "train") if part in parts)
+    others = {name: array for name, array in arrays.items() if name.partition("/")[0][2:] != "val"}
+    if len(others) < len(arrays):
+        notes += (f"the validation part of {options.source} is not used: --val gives another",)
+    own = {name: array for name, array in given.items() if name.partition("/")[0][2:] == part}
+    return others | {name.replace(f"_{part}", "_val", 1): array for name, array in own.items()}, notes
 
 
 def _content(source: str, base: Path) -> Iterator[bytes]:
@@ -157,7 +179,8 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _read(options: DataOptions, base: Path, inputs: Inputs) -> dict[str, Array]:
+def _read(options: DataOptions, base: Path, inputs: Inputs, classes: Sequence[str] = ()) -> dict[str, Array]:
+    """Read a source's arrays; `classes` are those of another folder, whose numbers these images share."""
     source = str(options.source)
     path = base / source
     if names_function(source) and not path.exists():
@@ -169,7 +192,7 @@ def _read(options: DataOptions, base: Path, inputs: Inputs) -> dict[str, Array]:
             f"folder {path} has images for one input, the model takes {', '.join(inputs)}; give a .npz file or a "
             "function that has an array of each"
         )
-    return _folder(path, options, next(iter(inputs.values()), ()))
+    return _folder(path, options, next(iter(inputs.values()), ()), classes)
 
 
 def read_npz(path: Path) -> dict[str, Array]:
@@ -184,12 +207,27 @@ def read_npz(path: Path) -> dict[str, Array]:
         raise DataError(f"{path} cannot be read, {what}; save plain arrays with numpy.savez") from None
 
 
-def _folder(root: Path, options: DataOptions, input_shape: Shape) -> dict[str, Array]:
+def _folders(root: Path) -> dict[str, Path]:
+    """The folder of each part; images that are in no part's are a training part."""
     parts = {
         PART_NAMES[f.name.lower()]: f for f in sorted(root.iterdir()) if f.is_dir() and f.name.lower() in PART_NAMES
     }
-    parts = parts or {"train": root}
-    classes = sorted({f.name for folder in parts.values() for f in folder.iterdir() if f.is_dir()})
+    return parts or {"train": root}
+
+
+def _classes(root: Path) -> list[str]:
+    """The names of a folder's class folders, in the order of their numbers; none where there is no such folder."""
+    if not root.is_dir():
+        return []
+    return sorted({f.name for folder in _folders(root).values() for f in folder.iterdir() if f.is_dir()})
+
+
+def _folder(root: Path, options: DataOptions, input_shape: Shape, others: Sequence[str]) -> dict[str, Array]:
+    parts, classes = _folders(root), _classes(root)
+    strangers = sorted(set(classes) - set(others)) if others else []
+    if strangers:
+        raise DataError(f"folder {root} has the class {strangers[0]}, which the training images do not have")
+    classes = list(others) if classes and others else classes
     axis = channel_axis(input_shape)
     sides = input_shape[1:] if axis == 0 else input_shape[:-1]
     size = options.image_size or sides

@@ -154,13 +154,17 @@ def _reload(folder: Path, arrays: Path, inputs: int, trust: Mapping[str, Any]) -
         "unsafe": bool(trust.get("unsafe", False)),
         "path": sys.path if custom else [],
     }
-    command = [sys.executable, "-I", "-c", _FRESH, str(folder), json.dumps(task)]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    process = _fresh_process([_FRESH, str(folder), json.dumps(task)])
     if process.returncode:
         reason = process.stderr.strip().splitlines()[-1:] or [f"exit status {process.returncode}"]
         raise ModelError(f"{folder}: the written files do not reload in a fresh process ({one_line(reason[0])})")
     counts: dict[str, dict[str, int]] = json.loads(process.stdout.strip().splitlines()[-1])
     return counts
+
+
+def _fresh_process(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run a program, its text and its arguments, in a Python of its own."""
+    return subprocess.run([sys.executable, "-I", "-c", *arguments], capture_output=True, text=True, check=False)
 
 
 def _difference(expected: Array, received: Array) -> float:

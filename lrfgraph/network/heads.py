@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 
 from lrfgraph.images import targets
 from lrfgraph.network import measures
+from lrfgraph.network.own_measure import own_measure
 
-__all__ = ["BLOCK", "HEADS", "Head", "decide", "head_of", "own_targets", "propose"]
+__all__ = ["BLOCK", "HEADS", "OWN", "Head", "decide", "head_of", "own_targets", "propose", "titles"]
 
 Array = NDArray[Any]
 Shape = tuple[int | None, ...]
 SMALLEST = 1e-12  # probability, in measuring
 TINY = 1e-9  # probability, in training
 BLOCK = 512  # images that are compared at once
+OWN = "metric"  # what the user's own measure is called
 
 
 @dataclass(frozen=True)
@@ -288,10 +290,26 @@ HEADS: dict[str, Head] = {
 }  # fmt: skip
 
 
-def head_of(name: str, activation: str) -> Head:
-    """Return a row of HEADS for a network whose graph ends in this activation."""
+def head_of(name: str, activation: str, metric: str | None = None) -> Head:
+    """Return a row of HEADS for a network whose graph ends in this activation.
+
+    metric : ``package.module:function`` of the user's, which then is the measure that decides.
+    """
     head = HEADS[name]
-    return replace(head, link=head.links.get(activation, head.link))
+    head = replace(head, link=head.links.get(activation, head.link))
+    return head if metric is None else replace(head, measures={OWN: own_measure(metric), **_beside(head.measures)})
+
+
+def titles(name: str, metric: str | None = None) -> dict[str, str]:
+    """Return what is measured, by name, and what people call it; the first decides."""
+    rows = HEADS[name].measures
+    own = {} if metric is None else {OWN: metric.partition(":")[2]}
+    return own | {measure: row.title for measure, row in (_beside(rows) if own else rows).items()}
+
+
+def _beside(rows: measures.Measures) -> measures.Measures:
+    """A head's measures beside one that decides in their place, which is what ``accuracy`` stands for everywhere."""
+    return {"top1" if name == "accuracy" else name: row for name, row in rows.items()}
 
 
 def propose(activation: str, output_shape: Shape, input_shapes: Sequence[Shape]) -> str:

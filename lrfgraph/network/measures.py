@@ -28,15 +28,17 @@ class Measure:
     """One measure, computed in blocks of images.
 
     title : for people.
-    gather : outputs (n, …, classes) or values (n, …), targets → what is kept of each image, (n, …).
+    gather : answers (n, …, classes) or values (n, …), targets → what is kept of each image, (n, …).
     finish : what was kept of all images → pseudo-values (n,), or ``None`` where the measure is not defined.
     centred : whether `gather` is called with the targets' mean over all images besides.
+    whole : in place of both, the network's own outputs (n, …) and the targets of all images → pseudo-values (n,).
     """
 
     title: str
-    gather: Callable[..., Array]
+    gather: Callable[..., Array] = lambda answers, targets: answers
     finish: Callable[[Array], Array | None] = lambda kept: kept
     centred: bool = False
+    whole: Callable[[Array, Array], Array] | None = None
 
 
 Measures = Mapping[str, Measure]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, ClassVar, TypeVar
 
 from lrfgraph.errors import RecipeError
@@ -129,6 +130,11 @@ class Section:
 
 def options_of(section: type[Section]) -> Mapping[str, Option]:
     """Return the options of a section by name, in the order in which they are declared."""
+    return _options_of(section)  # type: ignore[arg-type]  # a class is hashable
+
+
+@cache
+def _options_of(section: type[Section]) -> Mapping[str, Option]:
     common = {"only_if": section.ONLY_IF}
     return {
         entry.name: Option(section.SECTION, entry.name, entry.default, **{**common, **entry.metadata})

@@ -15,6 +15,7 @@ from lrfgraph.errors import RecipeError
 from lrfgraph.options.option import SET, Option, Section, find, is_unknown, option, options_of
 from lrfgraph.options.values import (
     BYTES,
+    FUNCTION,
     IMAGE_SIZE,
     INTEGER,
     NAMES,
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 WITH_IMAGES = {"data.source": SET}
+HELD_OUT = {**WITH_IMAGES, "data.val": None}
 WITH_REPAIR = {"repair.enabled": True}
 WITH_TRAINING = {"finetune.epochs": SET}
 CHOOSING = {"select.configuration": None}
@@ -90,6 +92,13 @@ class DataOptions(Section):
         only_if={},
         runs_code=names_function,
     )
+    val: str | None = option(
+        None,
+        SOURCE,
+        "Images that the network was not trained on, to decide on: like --data; else a part of the training images",
+        flag="--val",
+        runs_code=names_function,
+    )
     scale: float | None = option(None, NUMBER, "Factor that pixel values are multiplied with, as 1/255", flag="--scale")
     mean: tuple[float, ...] | None = option(None, NUMBERS, "Mean per channel, subtracted after scaling", flag="--mean")
     std: tuple[float, ...] | None = option(
@@ -111,16 +120,29 @@ class DataOptions(Section):
     )
     calibration: int = option(1024, INTEGER, "Images that activations are recorded from", low=1)
     validation: float = option(
-        0.1, NUMBER, "Part of the training images held out for decisions, at most 5000", above=0, whole_from=2
+        0.1,
+        NUMBER,
+        "Part of the training images held out for decisions, at most 5000",
+        above=0,
+        whole_from=2,
+        only_if=HELD_OUT,
     )
     split: str = option(
         "stratified",
         TEXT,
         "How images are held out: spread over each class, or in runs of neighbours (video tracks)",
         choices=("stratified", "blocks"),
+        only_if=HELD_OUT,
     )
     seed: int = option(0, INTEGER, "Seed of the division into calibration, validation and training", low=0)
     head: str = option("auto", TEXT, "What the network's output means: auto, or a row of the table of heads")
+    metric: str | None = option(
+        None,
+        FUNCTION,
+        "Measure that decides, as package.module:function(targets, outputs); larger is better",
+        flag="--metric",
+        runs_code=bool,
+    )
     allow_chance: bool = option(False, SWITCH, "Go on although the model is no better than chance on these images")
 
 
@@ -327,7 +349,8 @@ class Recipe:
     @classmethod
     def from_dict(cls, sections: Mapping[str, Any]) -> Recipe:
         """Build a recipe from ``{section: {key: value}}``."""
-        classes = {entry.name: type(getattr(cls(), entry.name)) for entry in fields(cls)}
+        defaults = cls()
+        classes = {entry.name: type(getattr(defaults, entry.name)) for entry in fields(cls)}
         filled: dict[str, Any] = {}
         for section, values in sections.items():
             if section not in classes:
@@ -352,11 +375,12 @@ class Recipe:
 
     def placed(self, folder: Path, keys: Iterable[str] | None = None) -> Recipe:
         """Return a copy whose paths, which start from a folder, are absolute; of all options or of some."""
-        sections = self.to_dict()
+        recipe = self
         for key in OPTIONS if keys is None else keys:
-            entry, value = OPTIONS[key], self.value(key)
-            sections[entry.section][entry.name] = None if value is None else entry.kind.place(value, folder)
-        return type(self).from_dict(sections)
+            value = self.value(key)
+            place = value if value is None else OPTIONS[key].kind.place(value, folder)
+            recipe = recipe if place == value else recipe.with_option(key, place)
+        return recipe
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Return ``{section: {key: value}}``, tuples as they are."""

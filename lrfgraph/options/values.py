@@ -17,6 +17,7 @@ from lrfgraph.errors import RecipeError
 
 __all__ = [
     "BYTES",
+    "FUNCTION",
     "IMAGE_SIZE",
     "INTEGER",
     "NAMES",
@@ -43,7 +44,7 @@ BYTE_UNITS |= {f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", 
 BYTE_UNITS |= {f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", start=1)}
 AGE_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 SWITCHES = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+WRITTEN_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,13 @@ def _finite(value: Any) -> float:
     return number
 
 
+def _function(value: Any) -> str:
+    text = str(_instance_of(str)(value))
+    if not names_function(text):
+        raise ValueError(value)
+    return text
+
+
 def _names(value: Any) -> tuple[str, ...]:
     return tuple(_instance_of(str)(item) for item in _instance_of(list, tuple)(value))
 
@@ -167,7 +175,7 @@ def _image_size(value: Any) -> tuple[int, int]:
 
 def names_function(text: str) -> bool:
     """Return whether a text is written ``package.module:function``."""
-    return FUNCTION.fullmatch(text) is not None
+    return WRITTEN_FUNCTION.fullmatch(text) is not None
 
 
 def _place_path(value: str, folder: Path) -> str:
@@ -183,6 +191,7 @@ def _place_source(value: str, folder: Path) -> str:
 TEXT = Kind("text", "TEXT", str, _instance_of(str))
 PATH = Kind("text", "PATH", str, _instance_of(str), place=_place_path)
 SOURCE = Kind("text", "SOURCE", str, _instance_of(str), place=_place_source)
+FUNCTION = Kind("package.module:function", "FUNCTION", _function, _function)
 SWITCH = Kind("true or false", "", _parse_switch, _instance_of(bool))
 INTEGER = Kind("a whole number", "INTEGER", int, _instance_of(int))
 NUMBER = Kind("a number", "NUMBER", parse_fraction, _finite, text=True)

@@ -17,7 +17,7 @@ from lrfgraph.errors import OutputError
 from lrfgraph.layers.pieces import layer_cost
 from lrfgraph.methods.base import parse_rank
 from lrfgraph.network.exporting import FORMATS
-from lrfgraph.network.heads import HEADS
+from lrfgraph.network.heads import titles
 from lrfgraph.run.state import kept_reason
 from lrfgraph.selection.configuration import write_configuration
 from lrfgraph.selection.problem import Choice
@@ -64,7 +64,8 @@ def _stage(
     else:
         counts = {key: exported[key] for key in ("parameters", "macs")}
         size = _file_bytes(compression, name, model, exported)
-    names = dict.fromkeys(("accuracy", *HEADS[compression.network.head].measures))
+    measured_names = titles(compression.network.head, compression.network.recipe.data.metric)
+    names = dict.fromkeys(("accuracy", *measured_names))
     fields = [field for name in names for field in (name, f"{name}_se")]
     measures = {
         field: {part: (measured or {}).get(part, {}).get(field) for part in ("validation", "test")} for field in fields

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lrfgraph.network.heads import HEADS
+from lrfgraph.network.heads import titles
 
 __all__ = [
     "age_text",
@@ -131,11 +131,11 @@ def result_table(summary: Mapping[str, Any]) -> str:
             share = f" ({stage[key] / base[key]:.1%})" if stage is not base and base[key] else ""
             cells.append(text(stage[key]) + share)
         rows.append([title, *cells])
-    for name, measure in HEADS[summary["head"]].measures.items():
+    for name, title in _measures(summary).items():
         for part in ("validation", "test"):
             cells = [measure_text(stage, name, part) for stage in stages.values()]
             if any(cell != "–" for cell in cells):
-                rows.append([f"{measure.title}, {part}", *cells])
+                rows.append([f"{title}, {part}", *cells])
     return columns(["", *(TITLES[name] for name in stages)], rows, right=range(1, len(stages) + 1))
 
 
@@ -149,7 +149,7 @@ def stage_line(summary: Mapping[str, Any]) -> str:
 def layers_table(summary: Mapping[str, Any]) -> str:
     """What became of every layer; why one is kept stands at the end of its line."""
     metric = summary["recipe"]["similarity"]["metric"]
-    titles = ["layer", "kind", "kernel", "method", "rank", "parameters", "MACs", metric, ""]
+    heading = ["layer", "kind", "kernel", "method", "rank", "parameters", "MACs", metric, ""]
     rows = []
     for layer in summary["layers"]:
         head = [layer["name"], layer["kind"], kernel_text(layer["kernel"])]
@@ -159,7 +159,7 @@ def layers_table(summary: Mapping[str, Any]) -> str:
         shares = [f"{after / before:.1%}" if before else "–" for before, after in (layer["parameters"], layer["macs"])]
         similar = f"{layer['similarity'][metric]:.4f}" if metric in layer["similarity"] else "–"
         rows.append([*head, layer["method"], "x".join(map(str, layer["rank"])), *shares, similar, ""])
-    return columns(titles, rows, right=(5, 6, 7))
+    return columns(heading, rows, right=(5, 6, 7))
 
 
 def front_table(summary: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> str:
@@ -174,6 +174,10 @@ def front_table(summary: Mapping[str, Any], points: Sequence[Mapping[str, Any]])
         )
         lost = f"{point['drop']:.2f} ± {point['drop_se']:.2f}"
         rows.append([f"{number}{'*' if chosen else ''}", *shares, right, lost, f"{point['kl']:.4f}"])
-    first = next(iter(HEADS[summary["head"]].measures.values())).title
-    titles = ["point", "parameters", "MACs", f"{first}, validation", "points lost", "KL to the original"]
-    return columns(titles, rows, right=range(1, 6))
+    first = next(iter(_measures(summary).values()))
+    heading = ["point", "parameters", "MACs", f"{first}, validation", "points lost", "KL to the original"]
+    return columns(heading, rows, right=range(1, 6))
+
+
+def _measures(summary: Mapping[str, Any]) -> dict[str, str]:
+    return titles(summary["head"], summary["recipe"]["data"]["metric"])

@@ -330,7 +330,7 @@ def finish_nodes(network: Network, model: Ref) -> list[Node]:
     if not network.finetunes:
         return [_export_node(network, model)]
     inputs: Inputs = {"student": model, "teacher": network.original, "data": network.split("train", "validation")}
-    params = {"options": _asked(network.recipe.finetune), **network.meaning}
+    params = {"options": _asked(network.recipe.finetune), **network.judged_by}
     finetune = Node("finetune", "finetune", params, inputs, network.locators_with())
     return [finetune, _export_node(network, finetune.name)]
 
@@ -344,5 +344,5 @@ def evaluate_node(network: Network, name: str, model: str | Ref, part: str, orig
     inputs: Inputs = {"model": model, "data": network.split(part)}
     if original is not None:
         inputs["original"] = original
-    params = {"part": part, **network.meaning}
+    params = {"part": part, **network.judged_by}
     return Node(f"{name}/{part}/evaluate", "evaluate", params, inputs, network.locators_with())

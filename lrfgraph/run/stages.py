@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from lrfgraph.engine.nodes import Ref
 from lrfgraph.engine.store import CorruptEntry, Store
 from lrfgraph.errors import DataError, ModelError
 from lrfgraph.layers.spec import LayerSpec
-from lrfgraph.network.heads import HEADS
+from lrfgraph.network.heads import HEADS, titles
 from lrfgraph.run import nodes
 from lrfgraph.run.choosing import choose, probe
 from lrfgraph.run.driver import Driver
@@ -32,6 +33,12 @@ CHANCE_ERRORS = 3.0
 """Standard errors above chance that a baseline must be, else its preprocessing is taken to be wrong."""
 
 MOST_CALIBRATION = 8192
+
+GAP_ERRORS = 4.0
+"""Standard errors between validation and test that are no chance."""
+
+SURE_OF_FRESH = 2.0
+"""Standard errors by which a network is surer than right of images that it was not trained on."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +158,8 @@ def _divided(driver: Driver, compression: Compression) -> Compression:
     ref = driver.carry_out("data", [node])[node.name]
     data = driver.data(ref)
     network = replace(network, data=ref, images=data["identities"], locators=node.locators, head=data["head"])
+    if recipe.data.metric and not (data["parts"]["validation"]["labels"] or HEADS[network.head].own_input):
+        raise DataError(f"--metric {recipe.data.metric} needs targets, {recipe.data.source} has none; give y_train")
     return compression.noted(*data["notes"], network=network)
 
 
@@ -175,11 +184,27 @@ def measure_original(driver: Driver, compression: Compression) -> Compression:
     node = nodes.evaluate_node(network, "baseline", network.original, "validation")
     baseline = driver.carry_out("baseline", [node])[node.name]
     measures, chance = driver.data(baseline), driver.data(network.data)["chance"]
-    if chance is not None and "accuracy" in measures and not network.recipe.data.allow_chance:
-        limit = chance + CHANCE_ERRORS * measures["accuracy_se"]
-        if measures["accuracy"] <= limit and chance < 0.9:
-            raise DataError(_at_chance(driver, network, measures["accuracy"], chance))
-    return replace(compression, baseline=baseline, measured={"baseline": {"validation": measures}})
+    own = network.recipe.data.metric is not None
+    first = list(titles(network.head, network.recipe.data.metric))[own]  # chance is known of the head's own measure
+    if chance is not None and first in measures and not network.recipe.data.allow_chance:
+        limit = chance + CHANCE_ERRORS * measures[f"{first}_se"]
+        if measures[first] <= limit and chance < 0.9:
+            raise DataError(_at_chance(driver, network, measures[first], chance))
+    compression = replace(compression, baseline=baseline, measured={"baseline": {"validation": measures}})
+    return compression.noted(*_known_by_heart(network, driver.data(network.data)["parts"], measures))
+
+
+def _known_by_heart(network: Network, parts: Mapping[str, Any], measures: Mapping[str, float]) -> list[str]:
+    """Say so where nothing tells the validation images from ones that the network was trained on."""
+    surplus = measures.get("overconfidence")
+    if surplus is None or parts["validation"]["source"] == "val" or "train" not in network.images:
+        return []
+    if surplus > SURE_OF_FRESH * measures["overconfidence_se"]:
+        return []
+    return [
+        "validation images are of the training part, and the network is no surer of them than it is right, as of images "
+        "that it was trained on: on others it may lose more or less; give images that it has not seen with --val"
+    ]
 
 
 def _at_chance(driver: Driver, network: Network, accuracy: float, chance: float) -> str:
@@ -319,7 +344,23 @@ def evaluate(driver: Driver, compression: Compression) -> Compression:
     measured: dict[str, dict[str, Any]] = {
         stage: {part: driver.data(refs[stage, part]) for part in parts} for stage in models
     }
-    return replace(compression, measured=measured)
+    compression = replace(compression, measured=measured)
+    return compression.noted(*_gap_notes(measured["baseline"]))
+
+
+def _gap_notes(measured: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Say so where the original is better on validation than on test images by more than chance would have it."""
+    values = [measured.get(part, {}) for part in ("validation", "test")]
+    if not all("accuracy" in each for each in values):
+        return []
+    validation, test = (each["accuracy"] for each in values)
+    error = math.hypot(*(each["accuracy_se"] for each in values))
+    if validation - test <= GAP_ERRORS * error:
+        return []
+    return [
+        f"validation images are not like test images: the original reaches {validation:.2%} and {test:.2%}; points lost "
+        "are those of what was decided on, give images that the network has not seen with --val"
+    ]
 
 
 def read_ahead(driver: Driver, compression: Compression) -> None:

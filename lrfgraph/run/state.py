@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
+from functools import cache
 from typing import Any
 
 from lrfgraph.engine.nodes import Ref
 from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.methods import METHODS
+from lrfgraph.network.opening.consent import code_digest
 from lrfgraph.options.recipe import Recipe
 from lrfgraph.run.driver import Driver
 from lrfgraph.selection.front import Point
@@ -59,6 +61,15 @@ class Network:
     def meaning(self) -> dict[str, str]:
         """What a step must know of the output to tell how far two of them are apart."""
         return {"head": self.head, "activation": self.activation}
+
+    @property
+    def judged_by(self) -> dict[str, Any]:
+        """The same for a step that measures: with the user's own measure and the digest of its source, if there is one.
+
+        What it is called and what it says both matter: the recipe names it, so nobody else can have it run.
+        """
+        metric = self.recipe.data.metric
+        return self.meaning if metric is None else {**self.meaning, "metric": [metric, _digest_of_code(metric)]}
 
     @property
     def policy(self) -> Policy:
@@ -138,6 +149,12 @@ class Compression:
     def noted(self, *notes: str, **changes: Any) -> Compression:
         """Return it with changes, and more to say."""
         return replace(self, notes=(*self.notes, *notes), **changes)
+
+
+@cache
+def _digest_of_code(function: str) -> str:
+    """Digest a function's source once a process: a process imports it once, too."""
+    return code_digest([function])
 
 
 def kept_reason(layer: LayerSpec, recipe: Recipe) -> str:

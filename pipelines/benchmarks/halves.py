@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from networks import NETWORKS, arguments, model_path, print_table, recipe_of, write
+from networks import arguments, model_path, print_table, recipe_of, write
 
 from lrfgraph.api import Compression, compress
 from lrfgraph.options.recipe import Recipe
@@ -47,9 +47,7 @@ def main() -> None:
     print_table(list(table(runs)[0]), [list(row.values()) for row in table(runs)])
 
 
-def missing(
-    name: str, seed: int, asked: argparse.Namespace, runs: list[dict[str, Any]]
-) -> Iterator[dict[str, Any]]:
+def missing(name: str, seed: int, asked: argparse.Namespace, runs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield a run for each half and limit that is not known yet."""
     for half in HALVES:
         for limit in asked.limits:

@@ -127,6 +127,7 @@ REFUSED = {
     "select.macs": "select.cost select.max_drop select.point",
     "repair.enabled": "repair.images repair.rows repair.rounds repair.steps repair.ridge",
     "finetune.labels": "finetune.alpha",
+    "data.val": "data.validation data.split",
     "run.scheduler": "run.workers run.threads",
     "run.workers": "run.threads",
 }

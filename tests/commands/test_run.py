@@ -108,3 +108,75 @@ def test_a_module_beside_the_model_is_left_alone(project: Path, tmp_path: Path) 
         assert said.stderr.count("\n") == 1
     assert not (tmp_path / "imported").exists()
     assert process(tmp_path, "plan", project / "model.keras", "--recipe", project / "lrfgraph.toml").returncode == 3
+
+
+# Measures and validation images of the user's own -------------------------------------------------------------------
+
+SMALL = (
+    "--set", "data.calibration=80", "--set", "explore.ranks=3", "--set", "explore.methods=svd_channel,svd",
+    "--set", "repair.enabled=false", "--scale", "1/255", "--epochs", "0", "--params", "0.5",
+)  # fmt: skip
+MEASURES = """
+def recall_of_small(targets, outputs):
+    small = targets < 5
+    return float((outputs.argmax(-1) == targets)[small].mean())
+"""
+
+
+@pytest.fixture
+def divided(tmp_path: Path) -> Path:
+    """A folder with training and test images in one file, and fresh ones in another."""
+    with np.load(DATA / "tiny_digits.npz", allow_pickle=False) as loaded:
+        arrays = {name: loaded[name] for name in loaded.files}
+    fresh = {name: arrays[name][:50] for name in ("x_test", "y_test")}
+    np.savez(tmp_path / "fresh.npz", **fresh)
+    np.savez(tmp_path / "images.npz", **arrays | {name: arrays[name][50:] for name in fresh})
+    return tmp_path
+
+
+def test_a_measure_of_the_users_decides_and_is_reported(
+    divided: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (divided / "my_measures.py").write_text(MEASURES)
+    monkeypatch.chdir(divided)
+    arguments = ("run", DATA / "tiny_cnn.keras", "--data", "images.npz", *SMALL, "--out", "out")
+    own = call(*arguments, "--metric", "my_measures:recall_of_small")
+    assert own.code == 0, own.err
+    assert "recall_of_small, test" in own.out
+    summary = json.loads((divided / "out" / "summary.json").read_text())
+    assert summary["baseline"]["accuracy"] == summary["baseline"]["metric"]
+    assert summary["baseline"]["accuracy"] != summary["baseline"]["top1"]
+    assert summary["final"]["accuracy_se"]["test"] > 0
+    before = summary["nodes"]["run"]
+    plain = call(*arguments, "--json")
+    nodes = json.loads(plain.out)["nodes"]
+    assert nodes["run"].keys() == {"evaluate"}
+    assert nodes["run"]["evaluate"] == before["evaluate"]
+
+
+def test_a_measure_without_targets_is_refused(divided: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    (divided / "my_measures.py").write_text(MEASURES)
+    with np.load(divided / "images.npz", allow_pickle=False) as loaded:
+        np.savez(divided / "unlabelled.npz", x_train=loaded["x_train"])
+    monkeypatch.chdir(divided)
+    for metric, words in (("my_measures:recall_of_small", "needs targets"), ("my_measures", "must be package.module:function")):
+        ended = call("run", DATA / "tiny_cnn.keras", "--data", "unlabelled.npz", *SMALL, "--metric", metric)
+        assert ended.code == 2
+        assert words in ended.err
+        assert ended.err.count("\n") == 1
+    assert not (divided / "tiny_cnn-compressed").exists()
+
+
+def test_validation_images_that_the_network_knows_are_named(
+    divided: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tiny network was trained on the training part; on fresh images it is surer than it is right, or is not."""
+    monkeypatch.chdir(divided)
+    arguments = ("run", DATA / "tiny_cnn.keras", "--data", "images.npz", *SMALL, "--json", "--until", "select")
+    known, fresh = (json.loads(call(*arguments, *more).out) for more in ((), ("--val", "fresh.npz")))
+    assert sum("give images that it has not seen with --val" in note for note in known["warnings"]) == 1
+    assert not any("--val" in note for note in fresh["warnings"])
+    assert "validation: 50 images, the given validation part" in fresh["warnings"]
+    ended = call(*arguments, "--val", "fresh.npz", "--set", "data.validation=60")
+    assert ended.code == 2
+    assert "data.validation has no effect where data.val is" in ended.err

@@ -76,7 +76,7 @@ def test_the_newest_of_the_dead_is_taken_over_and_the_rest_goes_with_the_commit(
     assert not scratch.home.exists()
 
 
-@pytest.mark.parametrize("name", [f"{signature()}.99", ELSEWHERE])
+@pytest.mark.parametrize("name", [f"{signature()}.99", ELSEWHERE], ids=["ours", "elsewhere"])
 def test_what_may_be_alive_is_copied_and_left_alone(store: Store, name: str) -> None:
     theirs = left_behind(store, name, 3)
     scratch = store.scratch(KEY)

@@ -330,3 +330,45 @@ def test_the_state_of_a_source_changes_with_its_files(tmp_path: Path) -> None:
     with patch("lrfgraph.images.sources.SETTLED", -(10**9)):
         for other in (DataOptions(source="none.npz"), DataOptions(source="module:function"), DataOptions()):
             assert source_state(other, tmp_path) is None
+
+
+# Validation images of their own -------------------------------------------------------------------------------------
+
+
+def test_validation_images_that_are_given_apart_take_the_place_of_a_part(tmp_path: Path) -> None:
+    save(tmp_path, "train.npz", x_train=X[:40], y_train=Y[:40], x_val=X[:5], y_val=Y[:5], x_test=X[40:], y_test=Y[40:])
+    for name in ("x_val", "x_test", "x"):
+        save(tmp_path, "fresh.npz", **{name: X[50:], name.replace("x", "y", 1): Y[50:]})
+        loaded = load(DataOptions(source="train.npz", val="fresh.npz"), tmp_path)
+        np.testing.assert_array_equal(loaded.x("val"), X[50:])
+        np.testing.assert_array_equal(loaded.y("val"), Y[50:])
+        np.testing.assert_array_equal(loaded.x("train"), X[:40])
+        np.testing.assert_array_equal(loaded.x("test"), X[40:])
+        assert any("--val" in note for note in loaded.notes)
+
+
+def test_validation_images_are_part_of_the_digest(tmp_path: Path) -> None:
+    save(tmp_path, "train.npz", x_train=X)
+    options = DataOptions(source="train.npz", val="fresh.npz")
+    digests = set()
+    for images in (X[:10], X[10:20]):
+        save(tmp_path, "fresh.npz", x=images)
+        digests.add(source_digest(options, tmp_path))
+    assert len(digests | {source_digest(DataOptions(source="train.npz"), tmp_path)}) == 3
+
+
+def test_classes_of_a_validation_folder_have_the_numbers_of_the_training_folder(tmp_path: Path) -> None:
+    for name in ("ant", "bee", "cat"):
+        picture(tmp_path / "train" / name / "1.png", 100)
+    picture(tmp_path / "fresh" / "cat" / "1.png", 50)
+    options, inputs = DataOptions(source="train", val="fresh"), {"": (8, 8, 3)}
+    assert list(load(options, tmp_path, inputs).arrays["y_val"]) == [2]
+    picture(tmp_path / "fresh" / "dog" / "1.png", 50)
+    with pytest.raises(DataError, match="has the class dog, which the training images do not have"):
+        load(options, tmp_path, inputs)
+
+
+def test_validation_images_that_are_not_there_are_one_line(tmp_path: Path) -> None:
+    save(tmp_path, "train.npz", x_train=X)
+    with pytest.raises(DataError, match=r"fresh\.npz does not exist"):
+        load(DataOptions(source="train.npz", val="fresh.npz"), tmp_path)

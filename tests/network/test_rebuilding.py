@@ -245,6 +245,7 @@ def test_a_chain_that_does_not_fit_is_refused(path: str, chain: Chain, words: st
         rebuild(MODELS["sequential"](), {path: chain})
 
 
+@pytest.mark.a_fresh_process
 def test_written_files_reload_without_this_package(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     import keras
 

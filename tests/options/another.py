@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 from lrfgraph.options.option import Option
-from lrfgraph.options.values import BYTES, IMAGE_SIZE, INTEGER, NAMES, NUMBER, NUMBERS, SWITCH
+from lrfgraph.options.values import BYTES, FUNCTION, IMAGE_SIZE, INTEGER, NAMES, NUMBER, NUMBERS, SWITCH
 
 FROM_NONE: dict[str, Any] = {
     INTEGER.name: 3,
@@ -12,6 +12,7 @@ FROM_NONE: dict[str, Any] = {
     NUMBERS.name: (0.5,),
     NAMES.name: ("name",),
     IMAGE_SIZE.name: (14, 14),
+    FUNCTION.name: "package.module:function",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from lrfgraph.run.steps.sources import images_of
 from lrfgraph.selection.problem import CandidateId
 
 if TYPE_CHECKING:
+    from lrfgraph.network.heads import Head
     from lrfgraph.network.repair.fit import Refit
     from lrfgraph.network.repair.streams import Streams, Substitute
 
@@ -145,7 +146,6 @@ def _refit(entry: Input) -> Refit:
 
 
 def finetune(task: Task) -> Result:
-    from lrfgraph.network.heads import head_of
     from lrfgraph.network.precision import single_precision
     from lrfgraph.network.training import Split, finetune
 
@@ -159,7 +159,7 @@ def finetune(task: Task) -> Result:
             training,
             validation,
             task.params["options"],
-            head_of(task.params["head"], task.params["activation"]),
+            _judging_head(task.params),
             task.scratch(),
             task.progress,
         )
@@ -182,14 +182,14 @@ def export(task: Task) -> Result:
 
 def evaluate(task: Task) -> Result:
     """Measure a model, and compare it with what was kept of the original's measurement."""
-    from lrfgraph.network.evaluating import compare, deciding, drop, measure, predict
-    from lrfgraph.network.heads import head_of, own_targets
+    from lrfgraph.network.evaluating import compare, deciding, drop, measure, overconfidence, predict
+    from lrfgraph.network.heads import own_targets
 
-    head = head_of(task.params["head"], task.params["activation"])
+    head = _judging_head(task.params)
     images, labels = images_of(task.inputs["data"], task.locators, task.params["part"])
     outputs = predict(network_of(task.inputs["model"], task.locators["trust"]), images)
     targets = own_targets(head, images, labels, outputs.shape[1:])
-    measures: dict[str, Any] = measure(outputs, targets, head)
+    measures: dict[str, Any] = measure(outputs, targets, head) | overconfidence(outputs, targets, head)
     each, some = deciding(outputs, targets, head), outputs[_kept_rows(outputs)]
     original = task.inputs.get("original")
     if original is not None:
@@ -197,6 +197,14 @@ def evaluate(task: Task) -> Result:
         if each is not None and "each" in original.names():
             measures |= drop(original.array("each"), each)
     return Result(measures, {"outputs": some} | ({} if each is None else {"each": each}))
+
+
+def _judging_head(params: Mapping[str, Any]) -> Head:
+    """The head of a node that measures, see `Network.judged_by`."""
+    from lrfgraph.network.heads import head_of
+
+    metric, _ = params.get("metric", (None, None))
+    return head_of(params["head"], params["activation"], metric)
 
 
 def _kept_rows(outputs: Array) -> Array:
@@ -210,5 +218,5 @@ STEPS = (
     Step("repair", 3, repair),
     Step("finetune", 3, finetune),
     Step("export", 1, export),
-    Step("evaluate", 3, evaluate),
+    Step("evaluate", 4, evaluate),
 )
