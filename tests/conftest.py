@@ -1,18 +1,16 @@
 from __future__ import annotations
 
-import json
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lrfgraph.cli import main
 from lrfgraph.engine.memory import forget
 from lrfgraph.network import exporting
+from pipelines.benchmarks.warm_process import WarmProcess
 
 DATA = Path(__file__).parent / "data"
 
@@ -36,47 +34,12 @@ def fresh_memory() -> Iterator[None]:
     forget()
 
 
-WARM = """
-import contextlib, io, json, os, sys, traceback
-import keras
-for line in sys.stdin:
-    program, *arguments = json.loads(line)
-    reader, writer = os.pipe()
-    if not os.fork():
-        out, code = io.StringIO(), 0
-        sys.argv = ["-c", *arguments]
-        try:
-            with contextlib.redirect_stdout(out):
-                exec(program, {"__name__": "__main__"})
-        except BaseException:
-            code, error = 1, traceback.format_exc()
-        os.write(writer, json.dumps([code, out.getvalue(), error if code else ""]).encode())
-        os._exit(0)
-    os.close(writer)
-    with open(reader) as said:
-        print(said.read(), flush=True)
-    os.wait()
-"""
-
-
 @pytest.fixture(scope="session")
-def warm_process() -> Iterator[Callable[[Sequence[str]], subprocess.CompletedProcess[str]]]:
+def warm_process() -> Iterator[WarmProcess]:
     """Runs programs in processes forked from one that has imported Keras and nothing of ours: it takes no seconds."""
-    server = subprocess.Popen(
-        [sys.executable, "-I", "-c", WARM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert server.stdin
-    assert server.stdout
-
-    def run(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        print(json.dumps(list(arguments)), file=server.stdin, flush=True)
-        code, out, error = json.loads(server.stdout.readline())
-        return subprocess.CompletedProcess([], code, out, error)
-
-    yield run
-    server.stdin.close()
-    server.wait()
-    server.stdout.close()
+    warm = WarmProcess()
+    yield warm
+    warm.close()
 
 
 @pytest.fixture(autouse=True)
@@ -86,11 +49,8 @@ def reloads_in_a_warm_process(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
 
-    def run(arguments: Sequence[str]) -> Any:
-        return request.getfixturevalue("warm_process")(arguments)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporting, "_fresh_process", run)
+        patch.setattr(exporting, "_fresh_process", request.getfixturevalue("warm_process").run)
         yield
 
 

@@ -14,7 +14,17 @@ from lrfgraph.network.graph import input_structure
 from lrfgraph.network.heads import BLOCK, Head
 from lrfgraph.network.measures import standard_error
 
-__all__ = ["compare", "compiled_forward", "deciding", "drop", "gain", "measure", "overconfidence", "predict", "pseudo_values"]
+__all__ = [
+    "compare",
+    "compiled_forward",
+    "deciding",
+    "drop",
+    "gain",
+    "measure",
+    "overconfidence",
+    "predict",
+    "pseudo_values",
+]
 
 Array = NDArray[Any]
 

@@ -22,7 +22,7 @@ from lrfgraph.network.opening.archive import one_line
 from lrfgraph.network.opening.loading import load_model, locate_operations
 from lrfgraph.network.precision import rounding
 
-__all__ = ["FORMATS", "save", "verify_files"]
+__all__ = ["FORMATS", "export", "save", "verify_files"]
 
 
 def save(model: Any, folder: Path) -> tuple[Path, ...]:
@@ -97,9 +97,34 @@ print(json.dumps(counts))
 """
 
 
+def export(
+    model: Any, folder: Path, trust: Mapping[str, Any] | None = None, image_shape: Sequence[int] | None = None
+) -> tuple[tuple[Path, ...], dict[str, Any], tuple[str, ...]]:
+    """Write a model in every format that gives the same model back; returns the files, `verify_files`, and notes.
+
+    What Keras writes and does not read is left out, with a note; raises ModelError where nothing is left.
+    """
+    paths = save(model, folder)
+    try:
+        return paths, verify_files(model, paths, trust, image_shape=image_shape), ()
+    except ModelError as error:
+        refusal = error
+    good, reasons = [], []
+    for path in paths:
+        try:
+            verify_files(model, [path], trust, image_shape=image_shape)
+            good.append(path)
+        except ModelError as error:
+            reasons.append(f"{path.name} is left out: {error}")
+            path.unlink()
+    if not good:
+        raise refusal
+    return tuple(good), verify_files(model, good, trust, image_shape=image_shape), tuple(reasons)
+
+
 def verify_files(
     model: Any,
-    folder: Path,
+    paths: Sequence[Path],
     trust: Mapping[str, Any] | None = None,
     x: Any = None,
     tolerance: float = 1e-6,
@@ -107,8 +132,8 @@ def verify_files(
 ) -> dict[str, Any]:
     """Reload the written files in a fresh process that cannot import lrfgraph, and compare their outputs.
 
-    x : input (an array, or the structure the model takes); random numbers if left out.  trust : ``custom`` and
-    ``unsafe`` as `load_model` takes them.  image_shape : at which MACs are counted where the model takes any size.
+    paths : of the files, in one folder.  x : input (an array, or the structure the model takes); random numbers if
+    left out.  trust : ``custom`` and ``unsafe`` as `load_model` takes them.  image_shape : at which MACs are counted where the model takes any size.
     Returns ``parameters`` and ``macs`` counted on the written file and ``difference``, the largest over all files,
     relative to the output's scale.  Raises ModelError where a file does not reload or the outputs differ by more than
     `tolerance`, or the rounding of half precision.
@@ -123,41 +148,40 @@ def verify_files(
     with tempfile.TemporaryDirectory() as arrays:
         for index, value in enumerate(values):
             np.save(Path(arrays) / f"{index}.npy", value, allow_pickle=False)
-        counts = _reload(folder, Path(arrays), len(values), trust)
+        counts = _reload(paths, Path(arrays), len(values), trust)
         worst = 0.0
         for name, counted in counts.items():
             outputs = [np.load(Path(arrays) / f"{name}.{i}.npy", allow_pickle=False) for i in range(counted["outputs"])]
             difference = max(_difference(y, z) for y, z in zip(expected, outputs, strict=True))
             if not difference <= tolerance:
                 raise ModelError(
-                    f"{folder / name}: its outputs differ by {difference:.1e} of their scale once reloaded"
+                    f"{paths[0].parent / name}: its outputs differ by {difference:.1e} of their scale once reloaded"
                 )
             worst = max(worst, difference)
     parameters = {counted["parameters"] for counted in counts.values()}
     if len(parameters) != 1:
-        raise ModelError(f"{folder}: the written files have different parameter counts {sorted(parameters)}")
-    reloaded = load_model(
-        folder / next(iter(FORMATS)), custom=trust.get("custom", ()), unsafe=bool(trust.get("unsafe", False))
-    )
+        raise ModelError(f"{paths[0].parent}: the written files have different parameter counts {sorted(parameters)}")
+    reloaded = load_model(paths[0], custom=trust.get("custom", ()), unsafe=bool(trust.get("unsafe", False)))
     macs = count(reloaded, tuple(image_shape) if image_shape else None).macs
     return {"parameters": parameters.pop(), "macs": macs, "difference": worst}
 
 
-def _reload(folder: Path, arrays: Path, inputs: int, trust: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+def _reload(paths: Sequence[Path], arrays: Path, inputs: int, trust: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     """Run the fresh process on inputs in `arrays`, where it leaves its outputs; return counts by file."""
     custom = [text.split(":") for text in trust.get("custom", ())]
     task = {
-        "files": list(FORMATS),
+        "files": [path.name for path in paths],
         "arrays": str(arrays),
         "inputs": inputs,
         "custom": custom,
         "unsafe": bool(trust.get("unsafe", False)),
         "path": sys.path if custom else [],
     }
-    process = _fresh_process([_FRESH, str(folder), json.dumps(task)])
+    process = _fresh_process([_FRESH, str(paths[0].parent), json.dumps(task)])
     if process.returncode:
         reason = process.stderr.strip().splitlines()[-1:] or [f"exit status {process.returncode}"]
-        raise ModelError(f"{folder}: the written files do not reload in a fresh process ({one_line(reason[0])})")
+        names = ", ".join(path.name for path in paths)
+        raise ModelError(f"{names} cannot be read in a fresh process ({one_line(reason[0])})")
     counts: dict[str, dict[str, int]] = json.loads(process.stdout.strip().splitlines()[-1])
     return counts
 

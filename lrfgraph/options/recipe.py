@@ -32,18 +32,9 @@ from lrfgraph.options.values import (
 )
 
 __all__ = [
-    "OPTIONS",
-    "DataOptions",
-    "ExploreOptions",
-    "FinetuneOptions",
-    "ModelOptions",
-    "Recipe",
-    "RecordOptions",
-    "RepairOptions",
-    "RunOptions",
-    "SelectOptions",
-    "SimilarityOptions",
-]
+    "OPTIONS", "DataOptions", "ExploreOptions", "FinetuneOptions", "ModelOptions", "Recipe", "RecordOptions",
+    "RepairOptions", "RunOptions", "SelectOptions", "SimilarityOptions",
+]  # fmt: skip
 
 WITH_IMAGES = {"data.source": SET}
 HELD_OUT = {**WITH_IMAGES, "data.val": None}

@@ -147,15 +147,15 @@ def write(compression: Compression, folder: Path, summary: Mapping[str, Any]) ->
             partial = folder / f".{name}.partial"
             partial.write_text(text, encoding="utf-8")
             os.replace(partial, folder / name)
-        stale = () if compression.exported else FORMATS
-        for name in stale:  # of an earlier run: the summary beside them would speak of another model
+        exported = compression.driver.store.open(compression.exported) if compression.exported else None
+        sizes = exported.data["file_bytes"] if exported else {}
+        for name in FORMATS.keys() - sizes:  # of an earlier run: the summary beside them would speak of another model
             (folder / name).unlink(missing_ok=True)
-        if compression.exported:
-            entry = compression.driver.store.open(compression.exported)
-            for name in entry.data["file_bytes"]:
-                partial = folder / f".{name}.partial"
-                shutil.copyfile(entry.file(name), partial)
-                os.replace(partial, folder / name)
+        for name in sizes:
+            assert exported is not None
+            partial = folder / f".{name}.partial"
+            shutil.copyfile(exported.file(name), partial)
+            os.replace(partial, folder / name)
     except OSError as error:
         raise OutputError(
             f"output folder {folder} cannot be written ({error.strerror}); choose another with --out"

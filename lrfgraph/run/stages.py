@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from lrfgraph.engine.store import CorruptEntry, Store
 from lrfgraph.errors import DataError, ModelError
 from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.network.heads import HEADS, titles
-from lrfgraph.run import nodes
+from lrfgraph.run import nodes, notes
 from lrfgraph.run.choosing import choose, probe
 from lrfgraph.run.driver import Driver
 from lrfgraph.run.given import given_candidates
@@ -33,12 +32,6 @@ CHANCE_ERRORS = 3.0
 """Standard errors above chance that a baseline must be, else its preprocessing is taken to be wrong."""
 
 MOST_CALIBRATION = 8192
-
-GAP_ERRORS = 4.0
-"""Standard errors between validation and test that are no chance."""
-
-SURE_OF_FRESH = 2.0
-"""Standard errors by which a network is surer than right of images that it was not trained on."""
 
 
 @dataclass(frozen=True)
@@ -191,20 +184,7 @@ def measure_original(driver: Driver, compression: Compression) -> Compression:
         if measures[first] <= limit and chance < 0.9:
             raise DataError(_at_chance(driver, network, measures[first], chance))
     compression = replace(compression, baseline=baseline, measured={"baseline": {"validation": measures}})
-    return compression.noted(*_known_by_heart(network, driver.data(network.data)["parts"], measures))
-
-
-def _known_by_heart(network: Network, parts: Mapping[str, Any], measures: Mapping[str, float]) -> list[str]:
-    """Say so where nothing tells the validation images from ones that the network was trained on."""
-    surplus = measures.get("overconfidence")
-    if surplus is None or parts["validation"]["source"] == "val" or "train" not in network.images:
-        return []
-    if surplus > SURE_OF_FRESH * measures["overconfidence_se"]:
-        return []
-    return [
-        "validation images are of the training part, and the network is no surer of them than it is right, as of images "
-        "that it was trained on: on others it may lose more or less; give images that it has not seen with --val"
-    ]
+    return compression.noted(*notes.known_images(driver.data(network.data)["parts"], measures))
 
 
 def _at_chance(driver: Driver, network: Network, accuracy: float, chance: float) -> str:
@@ -279,15 +259,16 @@ def rebuild(driver: Driver, compression: Compression) -> Compression:
 
 def finish(driver: Driver, compression: Compression) -> Compression:
     """Fine-tune once what is nearer to the original, repaired or not, and write it out."""
-    final, notes = _choose_repaired_or_factorized(driver, compression)
+    final, why = _choose_repaired_or_factorized(driver, compression)
     models = dict(compression.models)
     finished = driver.carry_out("finish", nodes.finish_nodes(compression.network, models[final]))
     if "finetune" in finished:
         models["finetuned"], final = finished["finetune"], "finetuned"
-    compression = compression.noted(*notes, models=models, final=final)
+    compression = compression.noted(*why, models=models, final=final)
     if "export" in finished:
         compression = replace(compression, exported=finished["export"])
-        compression = compression.noted(*_count_notes(driver, compression))
+        assert compression.decision is not None
+        compression = compression.noted(*notes.counts(compression.decision, driver.data(finished["export"])))
     if "finetune" in finished:
         history = driver.data(finished["finetune"])["history"]
         idle = "fine-tuning brought nothing on validation images; the weights before it are kept"
@@ -313,19 +294,6 @@ def _choose_repaired_or_factorized(driver: Driver, compression: Compression) -> 
     return "factorized", ["repair brought the network no nearer to the original; the factors are kept as they were"]
 
 
-def _count_notes(driver: Driver, compression: Compression) -> list[str]:
-    """Say so if the written file does not have the parameters and MACs that the decision promised."""
-    assert compression.exported is not None
-    assert compression.decision is not None
-    counted = driver.data(compression.exported)
-    planned = {"parameters": compression.decision.parameters, "macs": compression.decision.macs}
-    return [
-        f"{counted[name]:,} {name} are in the written file, {plan:,} were planned; please report this"
-        for name, plan in planned.items()
-        if counted[name] != plan
-    ]
-
-
 def evaluate(driver: Driver, compression: Compression) -> Compression:
     """Measure every stage on validation images, and only now touch the test images."""
     network = compression.network
@@ -345,22 +313,7 @@ def evaluate(driver: Driver, compression: Compression) -> Compression:
         stage: {part: driver.data(refs[stage, part]) for part in parts} for stage in models
     }
     compression = replace(compression, measured=measured)
-    return compression.noted(*_gap_notes(measured["baseline"]))
-
-
-def _gap_notes(measured: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Say so where the original is better on validation than on test images by more than chance would have it."""
-    values = [measured.get(part, {}) for part in ("validation", "test")]
-    if not all("accuracy" in each for each in values):
-        return []
-    validation, test = (each["accuracy"] for each in values)
-    error = math.hypot(*(each["accuracy_se"] for each in values))
-    if validation - test <= GAP_ERRORS * error:
-        return []
-    return [
-        f"validation images are not like test images: the original reaches {validation:.2%} and {test:.2%}; points lost "
-        "are those of what was decided on, give images that the network has not seen with --val"
-    ]
+    return compression.noted(*notes.gap(measured["baseline"]))
 
 
 def read_ahead(driver: Driver, compression: Compression) -> None:

@@ -65,6 +65,8 @@ CODE = {
     "model.custom": '["evil:Layer"]',
     "model.unsafe": "true",
     "data.source": '"evil:images"',
+    "data.val": '"evil:images"',
+    "data.metric": '"evil:metric"',
     "run.scheduler": '"tcp://evil:8786"',
 }
 
@@ -76,7 +78,9 @@ def write(path: Path, key: str, value: str) -> Path:
 
 
 def test_these_options_let_code_be_run() -> None:
-    values = {key: another_value(option) for key, option in OPTIONS.items()} | {"data.source": "evil:images"}
+    values = {key: another_value(option) for key, option in OPTIONS.items()} | dict.fromkeys(
+        ("data.source", "data.val"), "evil:images"
+    )
     assert {key for key, option in OPTIONS.items() if option.runs_code(values[key])} == set(CODE)
 
 

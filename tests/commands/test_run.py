@@ -159,7 +159,10 @@ def test_a_measure_without_targets_is_refused(divided: Path, call: Call, monkeyp
     with np.load(divided / "images.npz", allow_pickle=False) as loaded:
         np.savez(divided / "unlabelled.npz", x_train=loaded["x_train"])
     monkeypatch.chdir(divided)
-    for metric, words in (("my_measures:recall_of_small", "needs targets"), ("my_measures", "must be package.module:function")):
+    for metric, words in (
+        ("my_measures:recall_of_small", "needs targets"),
+        ("my_measures", "must be package.module:function"),
+    ):
         ended = call("run", DATA / "tiny_cnn.keras", "--data", "unlabelled.npz", *SMALL, "--metric", metric)
         assert ended.code == 2
         assert words in ended.err

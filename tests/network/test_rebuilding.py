@@ -16,9 +16,10 @@ from lrfgraph.errors import LayerError, ModelError, OutputError
 from lrfgraph.layers.pieces import Piece, compose, cost, native_kernel
 from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.methods import METHODS
+from lrfgraph.network import exporting
 from lrfgraph.network.counting import count
 from lrfgraph.network.describing import Description, describe
-from lrfgraph.network.exporting import FORMATS, save, verify_files
+from lrfgraph.network.exporting import FORMATS, export, save, verify_files
 from lrfgraph.network.operations import kernel_variable
 from lrfgraph.network.rebuilding import Chain, rebuild
 from tests.network.models import GRAPHS, MODELS, inputs_for, one_layer, outputs_of, randomize
@@ -256,7 +257,8 @@ def test_written_files_reload_without_this_package(tmp_path: Path, capfd: pytest
         save(rebuilt, tmp_path)
         for path in FORMATS:
             assert_same(rebuilt, keras.models.load_model(tmp_path / path, compile=False), 1e-6)
-    found = verify_files(rebuilt, tmp_path)
+    paths = [tmp_path / name for name in FORMATS]
+    found = verify_files(rebuilt, paths)
     assert (found["parameters"], found["macs"]) == (count(rebuilt).parameters, count(rebuilt).macs)
     assert found["difference"] <= 1e-6
     assert "legacy" not in capfd.readouterr().err
@@ -264,7 +266,42 @@ def test_written_files_reload_without_this_package(tmp_path: Path, capfd: pytest
     layer = rebuilt.get_layer("a_exact_2")
     layer.set_weights([w + 1 for w in layer.get_weights()])
     with pytest.raises(ModelError, match="differ by"):
-        verify_files(rebuilt, tmp_path)
+        verify_files(rebuilt, paths)
+
+
+def sliced() -> Any:
+    """A model whose calls take parts of tensors in every way of writing it."""
+    import keras
+
+    x = inputs = keras.Input((6, 6, 4))
+    x = keras.layers.Conv2D(6, 3, padding="same")(x[..., 1:])
+    parts = [x[:, 1:5, 1:5, :3], x[:, 1:5, 1:5, 3:], x[:, :4, 2:][..., 2:5]]
+    x = keras.layers.Concatenate()([*parts, x[:, 0, ..., :1][:, None, :4] * 0.5 + parts[0][..., :1]])
+    return keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(x))[..., :2])
+
+
+def test_slices_are_written_in_every_format(tmp_path: Path) -> None:
+    model = sliced()
+    paths, counted, notes = export(model, tmp_path)
+    assert [path.name for path in paths] == list(FORMATS)
+    assert notes == ()
+    assert counted["difference"] <= 1e-6
+
+
+def test_a_format_that_does_not_give_the_model_back_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(model: Any, path: Path) -> None:
+        FORMATS["compressed.keras"](MODELS["dense"](), path)
+
+    monkeypatch.setitem(exporting.FORMATS, "compressed.h5", other)
+    paths, _, (note,) = export(MODELS["sequential"](), tmp_path)
+    assert [path.name for path in paths] == ["compressed.keras"]
+    assert note.startswith("compressed.h5 is left out: ")
+    assert not (tmp_path / "compressed.h5").exists()
+    monkeypatch.setitem(exporting.FORMATS, "compressed.keras", lambda model, path: path.write_text("nothing"))
+    with pytest.raises(ModelError, match="cannot be read in a fresh process"):
+        export(MODELS["sequential"](), tmp_path)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

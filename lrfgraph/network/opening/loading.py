@@ -94,7 +94,8 @@ def _layers_found(archive: Archive) -> str:
 def locate_operations(config: Config) -> bool:
     """Say in a legacy configuration where its operations (``x + y``, ``ops.relu(x)``) live; return whether any do.
 
-    Keras writes them into HDF5 files by class alone and then cannot find them itself.
+    Keras writes them into HDF5 files by class alone and then cannot find them itself; nor does it read an ellipsis
+    (``x[..., 1:]``) from there, which becomes the slices that it stands for.
     """
     import keras
 
@@ -114,9 +115,25 @@ def locate_operations(config: Config) -> bool:
             cls = vars(space).get(name)
             if isinstance(cls, type) and issubclass(cls, keras.Operation):
                 entry.update(module=space.__name__, registered_name=name)
+                for node in nodes:
+                    _write_out_ellipsis(node["args"])
                 located = True
                 break
     return located
+
+
+def _write_out_ellipsis(arguments: list[Any]) -> None:
+    """Replace an ellipsis in the index of ``[tensor, index]`` by as many whole slices as the tensor has axes left."""
+    if len(arguments) != 2 or as_dict(arguments[0]).get("class_name") != "__keras_tensor__":
+        return
+    index = arguments[1] if isinstance(arguments[1], list) else [arguments[1]]
+    places = [place for place, item in enumerate(index) if as_dict(item).get("class_name") == "__ellipsis__"]
+    if not places:
+        return
+    added = sum(item is None for item in index)  # new axes, which take none of the tensor's
+    missing = len(arguments[0]["config"]["shape"]) - (len(index) - 1 - added)
+    whole = {"class_name": "__slice__", "config": {"start": None, "stop": None, "step": None}}
+    arguments[1] = [*index[: places[0]], *([whole] * missing), *index[places[0] + 1 :]]
 
 
 def _build(config: Config, archive: Archive, objects: Mapping[str, Any], unsafe: bool) -> Any:

@@ -168,16 +168,13 @@ def finetune(task: Task) -> Result:
 
 
 def export(task: Task) -> Result:
-    from lrfgraph.network.exporting import save, verify_files
+    from lrfgraph.network import exporting
 
-    model = task.inputs["model"]
-    folder = task.scratch()
-    trust = task.locators["trust"]
+    model, trust = task.inputs["model"], task.locators["trust"]
     network = network_of(model, trust)
-    paths = save(network, folder)
-    counted = verify_files(network, folder, trust, image_shape=model.data["image_shape"])
-    files = {path.name: path for path in paths}
-    return Result({**counted, "file_bytes": {name: path.stat().st_size for name, path in files.items()}}, files=files)
+    paths, counted, notes = exporting.export(network, task.scratch(), trust, model.data["image_shape"])
+    sizes = {path.name: path.stat().st_size for path in paths}
+    return Result({**counted, "file_bytes": sizes, "notes": list(notes)}, files={path.name: path for path in paths})
 
 
 def evaluate(task: Task) -> Result:
@@ -217,6 +214,6 @@ STEPS = (
     Step("rebuild", 3, rebuild),
     Step("repair", 3, repair),
     Step("finetune", 3, finetune),
-    Step("export", 1, export),
+    Step("export", 2, export),
     Step("evaluate", 4, evaluate),
 )

@@ -1,0 +1,60 @@
+"""What a person should know of a run's figures, in sentences; pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from lrfgraph.selection.problem import Decision
+
+__all__ = ["counts", "gap", "known_images"]
+
+GAP_ERRORS = 4.0
+"""Standard errors between validation and test that are no chance."""
+
+SURE_OF_FRESH = 2.0
+"""Standard errors by which a network is surer than right of images that it was not trained on."""
+
+
+def known_images(parts: Mapping[str, Any], measures: Mapping[str, float]) -> list[str]:
+    """Say so where nothing tells the validation images from ones that the network was trained on.
+
+    parts : of the images, by split.  measures : of the original on validation images.
+    """
+    surplus = measures.get("overconfidence")
+    if surplus is None or parts["validation"]["source"] != "train":
+        return []
+    if surplus > SURE_OF_FRESH * measures["overconfidence_se"]:
+        return []
+    return [
+        "validation images are of the training part, and the network is no surer of them than it is right, as of "
+        "images that it was trained on: on others it may lose more or less; give images that it has not seen with --val"
+    ]
+
+
+def gap(measured: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Say so where the original is better on validation than on test images by more than chance would have it."""
+    values = [measured.get(part, {}) for part in ("validation", "test")]
+    if not all("accuracy" in each for each in values):
+        return []
+    validation, test = (each["accuracy"] for each in values)
+    if validation - test <= GAP_ERRORS * math.hypot(*(each["accuracy_se"] for each in values)):
+        return []
+    return [
+        f"validation images are not like test images: the original reaches {validation:.2%} and {test:.2%}; "
+        "points lost are those of what was decided on, give images that the network has not seen with --val"
+    ]
+
+
+def counts(decision: Decision, written: Mapping[str, Any]) -> list[str]:
+    """Say which format is left out, and where the file does not have the parameters and MACs that were promised.
+
+    written : what `export` said.
+    """
+    planned = {"parameters": decision.parameters, "macs": decision.macs}
+    return [*written["notes"]] + [
+        f"{written[name]:,} {name} are in the written file, {plan:,} were planned; please report this"
+        for name, plan in planned.items()
+        if written[name] != plan
+    ]
