@@ -13,6 +13,7 @@ from conftest import Call
 from lrfgraph.commands.list import policies
 from lrfgraph.methods import METHODS
 from lrfgraph.options.recipe import OPTIONS, Recipe
+from pipelines import documents
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -101,6 +102,29 @@ def test_links_and_pictures_lead_somewhere() -> None:
             assert (page.parent / path).stat().st_size < 200_000
     for path in ("LICENSE", "CHANGELOG.md", "cache/README.md", "lrfgraph/demo/LICENSES.md", "tests/data/README.md"):
         assert (ROOT / path).is_file()
+
+
+@pytest.mark.parametrize("page", documents.PAGES, ids=lambda page: page.name)
+def test_figures_are_those_of_the_result_files(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert documents.BLOCK.search(text)
+    assert documents.written(text) == text, "python pipelines/documents.py writes the figures anew"
+
+
+FIGURE = re.compile(r"\d(?:[\d.,]*\d)? ?(?:%|points|times|seconds|s\b|minutes|[kMG]i?B\b|candidates)")
+
+
+def test_figures_stand_in_blocks_alone() -> None:
+    """What is measured is written from a result file, or it is not said; pages on options say what they ask for."""
+    for page in documents.PAGES:
+        assert FIGURE.findall(documents.BLOCK.sub("", page.read_text(encoding="utf-8"))) == [], page
+
+
+def test_result_files_say_what_they_were_measured_with() -> None:
+    files = sorted(documents.RESULTS.glob("*.json"))
+    assert files
+    for file in files:
+        assert documents.result(file.stem)
 
 
 def test_ci_runs_what_readme_says() -> None:

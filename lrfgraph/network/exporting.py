@@ -133,7 +133,8 @@ def verify_files(
     """Reload the written files in a fresh process that cannot import lrfgraph, and compare their outputs.
 
     paths : of the files, in one folder.  x : input (an array, or the structure the model takes); random numbers if
-    left out.  trust : ``custom`` and ``unsafe`` as `load_model` takes them.  image_shape : at which MACs are counted where the model takes any size.
+    left out.  trust : ``custom`` and ``unsafe`` as `load_model` takes them.  image_shape : at which MACs are counted
+    where the model takes any size.
     Returns ``parameters`` and ``macs`` counted on the written file and ``difference``, the largest over all files,
     relative to the output's scale.  Raises ModelError where a file does not reload or the outputs differ by more than
     `tolerance`, or the rounding of half precision.

@@ -304,7 +304,7 @@ def outcome(state: State, folder: Path, cache: Path) -> tuple[dict[str, Any], Co
         written = load_model(
             compression.driver.store.open(compression.exported).file("compressed.keras"), compile=False
         )
-        result["names"] = [layer.name for layer in every_layer(written)] + list(written.input_names)
+        result["names"] = [layer.name for layer in every_layer(written)] + [tensor.name for tensor in written.inputs]
         result["weights"] = [weight.tobytes().hex() for weight in written.get_weights()]
     return result, Counter({kind: count for kind, count in compression.driver.run.items() if count})
 

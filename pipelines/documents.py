@@ -1,0 +1,189 @@
+"""Write what README.md and docs/ say of results: figures from the result files, and the picture of candidates.
+
+A block between ``<!-- NAME -->`` and ``<!-- end -->`` is what NAME's function makes of its result file.
+
+python pipelines/documents.py [--picture]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "pipelines" / "benchmarks" / "results"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "measured.md")
+COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#edae49", "#7b4b94", "#00798c", "#8d5524", "#555555")
+WIDTH, HEIGHT, MARGIN = 640, 360, 48
+BLOCK = re.compile(r"(<!-- (\w+) -->\n)(.*?)(<!-- end -->)", re.S)
+NAMES = {
+    "resnet20_cifar10": "ResNet-20, CIFAR-10",
+    "cnn_gtsrb": "CNN, GTSRB",
+    "lenet5_mnist": "LeNet-5, MNIST",
+    "vgg6_cifar10": "VGG-6, CIFAR-10",
+    "vgg_bn_cifar10": "VGG with BatchNorm, CIFAR-10",
+    "resnet8_mlperftiny_cifar10": "ResNet-8, CIFAR-10",
+}
+
+Result = dict[str, Any]
+
+
+# Blocks -------------------------------------------------------------------------------------------------------------
+
+
+def result(name: str) -> Result:
+    """Return a result file; raises SystemExit where it does not say what it was measured with."""
+    found: Result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    missing = {"commit", "command", "machine", "finished"} - found.keys()
+    if missing:
+        raise SystemExit(f"{name}.json does not say its {', '.join(sorted(missing))}; measure it again")
+    return found
+
+
+def written(text: str) -> str:
+    """Return a page with its blocks as the result files have them."""
+    return BLOCK.sub(lambda match: match[1] + BLOCKS[match[2]](result(match[2])) + match[4], text)
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Return a Markdown table."""
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
+
+
+def demo(found: Result) -> str:
+    return f"```\n$ lrfgraph demo\n{found['output']}```\n"
+
+
+def halves(found: Result) -> str:
+    rows = [
+        [
+            NAMES[row["network"]],
+            f"{row['asked']:g}",
+            f"{row['delivered']:.2f}",
+            f"{row['worst']:.2f}",
+            f"{100 * row['removed']:.1f} %",
+            f"{100 * row['least removed']:.1f} %",
+            row["runs"],
+        ]
+        for row in found["table"]
+        if row["cost"] == "parameters"
+    ]
+    titles = ("network", "points asked", "points lost", "worst", "parameters removed", "least", "runs")
+    return table(titles, rows)
+
+
+def known_images(found: Result) -> str:
+    rows = [
+        [NAMES[row["network"]], row["images"], f"{row['accuracy']:.2f} %", f"{row['confidence']:.2f} %"]
+        for row in found["rows"]
+        if row["network"] in NAMES
+    ]
+    return table(("network", "images", "accuracy", "mean confidence"), rows)
+
+
+def equivalence(found: Result) -> str:
+    return (
+        f"{found['equal']} of {found['edits']} edits gave the same, bit for bit, on a growing cache and on an empty "
+        f"one; {found['nodes run that need not']} of {found['nodes run']} nodes were computed though they need not.\n"
+    )
+
+
+def mutants(found: Result) -> str:
+    return f"{found['killed']} of {found['mutants']} random changes of the code were noticed by the tests.\n"
+
+
+def exploration(found: Result) -> str:
+    rows = [
+        [NAMES[name], f"{row['candidates']:,}", f"{row['seconds']:.1f}", f"{row['naive_over_ours']:.0f} times"]
+        for name, row in found["networks"].items()
+    ]
+    return table(("network", "candidates", "seconds from the process' start", "rebuilding each takes"), rows)
+
+
+BLOCKS: dict[str, Callable[[Result], str]] = {
+    block.__name__: block for block in (demo, halves, known_images, equivalence, mutants, exploration)
+}
+"""By name of the result file."""
+
+
+# The picture --------------------------------------------------------------------------------------------------------
+
+
+def picture() -> str:
+    """Return an SVG of all candidates of the demonstration's largest convolution."""
+    from lrfgraph import compress, demo
+
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = demo.recipe()
+        select = replace(recipe.select, policy="threshold")
+        run = replace(recipe.run, cache=folder, until="select")
+        compression = compress(demo.MODEL, replace(recipe, select=select, run=run))
+        layers = {layer.name: layer for layer in compression.network.layers}
+        scores = {id: compression.driver.data(ref) for id, ref in compression.exploration.scores.items()}
+        name = max((id.layer for id in scores), key=lambda n: layers[n].weights if layers[n].spatial else 0)
+    whole = layers[name].weights
+    points = [
+        (id.method, score["parameters"] / whole, score["similarity"]["cosine"])
+        for id, score in scores.items()
+        if id.layer == name
+    ]
+    return _svg(name, points)
+
+
+def _svg(name: str, points: Sequence[tuple[str, float, float]]) -> str:
+    methods = list(dict.fromkeys(method for method, _, _ in points))
+
+    def x(share: float) -> float:
+        return MARGIN + share * (WIDTH - 2 * MARGIN - 90)
+
+    def y(similarity: float) -> float:
+        return HEIGHT - MARGIN - similarity * (HEIGHT - 2 * MARGIN)
+
+    elements = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" font-family="sans-serif" '
+        'font-size="12">',
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
+        _text(MARGIN, 24, f"Candidates of layer {name}: similarity of its output (cosine) by parameters kept"),
+    ]
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        elements += [
+            f'<path d="M{x(0):.1f} {y(tick):.1f}H{x(1):.1f}M{x(tick):.1f} {y(0):.1f}V{y(1):.1f}" stroke="#ddd"/>',
+            _text(x(0) - 34, y(tick) + 4, f"{tick:.2f}"),
+            _text(x(tick) - 12, y(0) + 18, f"{tick:.0%}"),
+        ]
+    for place, method in enumerate(methods):
+        colour = COLOURS[place % len(COLOURS)]
+        own = sorted((share, similarity) for m, share, similarity in points if m == method and share <= 1)
+        line = " ".join(f"{x(a):.1f},{y(max(b, 0)):.1f}" for a, b in own)
+        elements.append(f'<polyline points="{line}" fill="none" stroke="{colour}" opacity="0.5"/>')
+        elements += [f'<circle cx="{x(a):.1f}" cy="{y(max(b, 0)):.1f}" r="3" fill="{colour}"/>' for a, b in own]
+        elements += [
+            f'<circle cx="{WIDTH - 110}" cy="{60 + 20 * place}" r="4" fill="{colour}"/>',
+            _text(WIDTH - 100, 64 + 20 * place, method),
+        ]
+    return "\n".join([*elements, "</svg>"]) + "\n"
+
+
+def _text(x: float, y: float, text: Any) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" fill="#333">{text}</text>'
+
+
+def main() -> None:
+    """Write the blocks of all pages, and the picture if it is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--picture", action="store_true", help="draw docs/candidates.svg, too")
+    if parser.parse_args().picture:
+        (ROOT / "docs" / "candidates.svg").write_text(picture(), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
