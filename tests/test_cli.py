@@ -176,6 +176,16 @@ def _named(text: str, *arguments: object) -> Callable[[Path], list[object]]:
     return make
 
 
+def _val(**arrays: object) -> Callable[[Path], list[object]]:
+    """Validation images of their own that do not fit."""
+
+    def make(folder: Path) -> list[object]:
+        np.savez(folder / "val.npz", **arrays)
+        return [*WITH_DATA, "--val", folder / "val.npz"]
+
+    return make
+
+
 RUN, WITH_DATA = ("run", MODEL), ("run", MODEL, "--data", IMAGES)
 HYBRID = ("--configuration", "hybrid.toml")
 
@@ -292,6 +302,33 @@ BAD |= {
         ("'nowhere:Layer'", "cannot be imported"),
     ),
     "images in no module": (_plain(*RUN, "--data", "nowhere:images"), ("nowhere:images", "ModuleNotFoundError")),
+    "validation images that are not there": (_plain(*WITH_DATA, "--val", "v.npz"), ("v.npz", "does not exist")),
+    "validation images without images": (_plain(*RUN, "--val", IMAGES), ("--val", "data.source is none", "--data")),
+    "validation images of another shape": (_val(x=np.zeros((4, 9, 9))), ("(9, 9, 1)", "(14, 14, 1)")),
+    "validation labels of another length": (
+        _val(x=np.zeros((4, 14, 14)), y=np.zeros(3, int)),
+        ("x_val has 4 images", "y_val 3 labels"),
+    ),
+    "a file without validation images": (_val(weights=np.zeros(4)), ("val.npz has no images", "weights")),
+    "a share to hold out beside validation images": (
+        _plain(*WITH_DATA, "--val", IMAGES, "--set", "data.validation=0.2"),
+        ("data.validation", "data.val is"),
+    ),
+    "validation images of a recipe found": (
+        _toml('[data]\nsource = "x.npz"\nval = "evil:images"\n', *RUN),
+        ("data.val", "evil:images", "lets code be run"),
+    ),
+    "a measure that is no function": (
+        _plain(*WITH_DATA, "--metric", "accuracy"),
+        ("metric", "package.module:function", "'accuracy'"),
+    ),
+    "a measure in no module": (_plain(*WITH_DATA, "--metric", "nowhere:f1"), ("nowhere:f1", "cannot be imported")),
+    "a measure that its module lacks": (_plain(*WITH_DATA, "--metric", "json:f1"), ("json has no f1",)),
+    "a measure that raises": (_plain(*WITH_DATA, "--metric", "json:loads"), ("json:loads", "raised TypeError")),
+    "a measure of a recipe found": (
+        _toml('[data]\nsource = "x.npz"\nmetric = "evil:f1"\n', *RUN),
+        ("data.metric", "evil:f1", "lets code be run"),
+    ),
     "a folder as recipe": (_plain(*RUN, "--recipe", "."), ("recipe .", "cannot be read")),
 }
 

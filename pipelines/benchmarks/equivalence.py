@@ -155,8 +155,8 @@ def threads(random: np.random.Generator, state: State) -> State:
 
 
 NOTHING: frozenset[str] = frozenset()
-NAMES = frozenset({"describe", "rebuild", "finetune", "export", "evaluate"})
-"""A file that says other names is read; the rebuilt model carries them on, so it and what follows is made again."""
+NAMES = frozenset({"describe", "select", "rebuild", "finetune", "export", "evaluate"})
+"""A file that says other names is read; the decision names layers, and the rebuilt model carries all names on."""
 
 EDITS: dict[str, tuple[Edit, frozenset[str] | None]] = {
     "weights": (weights, None),
