@@ -42,7 +42,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("engine", "selection", "layers", "methods", "images")
 PACKAGE = "lrfgraph"
-WARM = ("numpy", "scipy.optimize", "scipy.linalg", "zarr", "dask", "distributed", "tensorly", "hypothesis", "PIL.Image")
+WARM = (
+    *("numpy", "scipy.optimize", "scipy.linalg", "zarr", "dask", "distributed", "tensorly", "PIL.Image"),
+    *("tensorflow", "keras"),
+)
 """Imported once, before processes are forked; the project itself never is."""
 
 MUST = 0.85
@@ -83,7 +86,7 @@ def main() -> int:
     options = parser.parse_args()
     options.work = options.work.resolve()
     copy = copied_tree(options.work / "tree")
-    for module in WARM + ("tensorflow", "keras"):
+    for module in WARM:
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
     reach = Reach(copy, options.work, options.tests)
@@ -370,7 +373,9 @@ def forked(work: Callable[[], int], copy: Path, folder: Path, seconds: float = 3
 
 
 def run_pytest(copy: Path, files: Sequence[str], watch: Watch, stop: bool = True) -> int:
-    words = ["-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning", "--tb=line", "--rootdir", str(copy), "-c", str(copy / "pyproject.toml")]
+    imported = ("-W", "ignore::pytest.PytestAssertRewriteWarning")  # some of `WARM` are plugins of pytest
+    place = ("--rootdir", str(copy), "-c", str(copy / "pyproject.toml"))
+    words = ["-q", "-p", "no:cacheprovider", "--tb=line", *imported, *place]
     return int(pytest.main([*words, *(["-x"] if stop else []), *files], plugins=[watch]))
 
 
@@ -444,8 +449,9 @@ def summary(
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "seed": earlier.get("seed", options.seed),
         "mutants": mutants,
-        "killed": mutants - len(survivors) - (len(earlier.get("survivors", ())) - len(gone) - len(outcomes)
-                                               if earlier else 0),
+        "killed": mutants
+        - len(survivors)
+        - (len(earlier.get("survivors", ())) - len(gone) - len(outcomes) if earlier else 0),
         "hung": earlier.get("hung", 0) + counts["hung"],
         "rooms": earlier.get("rooms") or dict(sorted(rooms.items())),
         "first": earlier.get("first") or {k: earlier[k] for k in ("commit", "mutants", "killed") if k in earlier},
