@@ -74,6 +74,10 @@ def test_accuracy_measures_few_budgets_of_an_exponential_curve(first: float, lim
     assert network.asked[0] == 16
 
 
+def test_accuracy_ends_at_the_last_step_of_the_grid() -> None:
+    assert Network([0.01] * STEPS).search("accuracy").chosen.step == FINEST
+
+
 def test_accuracy_says_what_the_largest_configuration_loses() -> None:
     with pytest.raises(ConfigurationError, match=r"loses 3\.00 ± 0\.10 points on validation; raise --max-drop"):
         Network([3.0, 4.0, 5.0]).search("accuracy")
