@@ -267,14 +267,13 @@ class Reach:
         """Return the tests to run for a mutant, in order, as many as fit the budget."""
         stem = Path(mutant.file).stem
         mirror = f"{Path(mutant.file).parent.name}/test_{stem}.py"
-        ids = set(self.tests[mutant.file, mutant.function])
-        if mutant.function == MODULE or not ids:
-            ids |= {i for (file, _), reached in self.tests.items() if file == mutant.file for i in reached}
-            room = f"tests/{Path(mutant.file).parts[1]}/"  # what tables and classes say is read at import, by no test
-            ids |= {i for i in self.seconds if i.startswith(room)}
+        room = f"tests/{Path(mutant.file).parts[1]}/"
+        reaching = self.tests[mutant.file, mutant.function]
+        # tables and classes are read at import, by no test; and some tests start processes of their own
+        ids = reaching | {i for i in self.seconds if i.startswith(room)}
         cost = {i: self.seconds[i] for i in ids}
         spent, chosen = 0.0, []
-        for i in sorted(ids, key=lambda i: (cost[i] * (0.1 if f"{mirror}::" in i else 1.0), i)):
+        for i in sorted(ids, key=lambda i: (i not in reaching, cost[i] * (0.1 if f"{mirror}::" in i else 1.0), i)):
             spent += cost[i]
             if spent <= budget:
                 chosen.append(i)
@@ -282,8 +281,12 @@ class Reach:
         files: dict[tuple[bool, str], float] = defaultdict(float)
         for i in chosen:
             files[cost[i] > QUICK_SECONDS, i.partition("::")[0]] += cost[i] * (0.1 if f"{mirror}::" in i else 1.0)
-        rank = {i: (cost[i] > QUICK_SECONDS, files[cost[i] > QUICK_SECONDS, i.partition("::")[0]]) for i in chosen}
-        return sorted(chosen, key=lambda i: (*rank[i], i.partition("::")[0], cost[i]))
+
+        def place(i: str) -> tuple[object, ...]:
+            file, slow = i.partition("::")[0], cost[i] > QUICK_SECONDS
+            return i not in reaching, slow, files[slow, file], file, cost[i]
+
+        return sorted(chosen, key=place)
 
 
 def test_files(place: Path) -> Iterable[Path]:
