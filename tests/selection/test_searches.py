@@ -74,6 +74,16 @@ def test_accuracy_measures_few_budgets_of_an_exponential_curve(first: float, lim
     assert network.asked[0] == 16
 
 
+@pytest.mark.parametrize("limit", [0.3, 1.0, 2.0, 8.0])
+@pytest.mark.parametrize("first", [0.004, 0.06, 0.2])
+def test_accuracy_goes_straight_to_where_a_usual_curve_crosses_the_limit(first: float, limit: float) -> None:
+    """Networks double their drop in about four and a half steps: one look tells where, the others that it is there."""
+    network = Network([first * 2 ** (step / 4.5) for step in range(STEPS)])
+    last = network.search("accuracy", max_drop=limit).chosen.step
+    assert abs(network.asked[1] - last) <= 3
+    assert len(network.asked) <= 4
+
+
 def test_accuracy_ends_at_the_last_step_of_the_grid() -> None:
     assert Network([0.01] * STEPS).search("accuracy").chosen.step == FINEST
 
