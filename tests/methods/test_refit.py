@@ -119,7 +119,29 @@ def test_a_large_ridge_holds_on_to_the_start(method: Method, spec: LayerSpec) ->
     np.testing.assert_allclose(found, start, atol=1e-4 * np.abs(start).max())
 
 
-MATRICES, MATRIX_NAMES = pairs_whose(module._is_matrix_pair)
+ONE_EACH = {method.name: (method, spec) for method, spec in reversed(PAIRS_FEW)}
+
+
+@pytest.mark.parametrize(("method", "spec"), ONE_EACH.values(), ids=ONE_EACH)
+def test_the_unit_of_the_inputs_does_not_matter(method: Method, spec: LayerSpec) -> None:
+    """Powers of two, so that not even rounding differs: moments of inputs a thousand times as small or as large."""
+    pieces, weights = chain(method, spec)
+    g, wanted = moments_of(spec), spec.matrix(random_kernel(spec, 7).astype(np.float64))
+    one, small, large = (
+        matrix(spec, pieces, refit(spec, pieces, weights, s * g, s * (g @ wanted), 1e-4, 15))
+        for s in (1.0, 2.0**-20, 2.0**20)
+    )
+    np.testing.assert_allclose(small, one, rtol=1e-6, atol=1e-9 * np.abs(one).max())
+    np.testing.assert_allclose(large, one, rtol=1e-6, atol=1e-9 * np.abs(one).max())
+
+
+TWO_MATRICES = ("svd", "qr", "svd_channel")
+"""Methods whose chains are (width × r)(r × outputs) in a layer's own matrix view."""
+
+MATRICES = [
+    (m, spec) for m, spec in PAIRS_FEW if m.name in TWO_MATRICES and (spec.rows == "patch" or spec.positions == 1)
+]
+MATRIX_NAMES = [f"{method.name}-{spec.name}" for method, spec in MATRICES]
 
 
 @pytest.mark.parametrize(("method", "spec"), MATRICES, ids=MATRIX_NAMES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields, replace
 from itertools import product
 
@@ -129,6 +130,10 @@ def test_a_budget_is_met_or_refused_in_one_line(name: str, seed: int, share: flo
     if isinstance(decision, ConfigurationError):
         assert "\n" not in str(decision)
         assert f"{share:g}" in str(decision)
+        least = re.search(r"(?:at least|reachable is) ([0-9.e-]+)", str(decision))
+        assert least is not None
+        assert share * 0.99 < float(least[1]) <= 1.0
+        assert float(least[1]) == pytest.approx(smallest_share(made), rel=0.01) or name != "budget"
         if name == "budget":
             assert smallest_share(made) > share
         return
