@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,6 +91,18 @@ def test_long_differences_are_cut(store: Store) -> None:
     execute([Node("s", "source", {"seed": 1, "a": 1, "b": 1, "c": 1, "long": "x" * 100})], STEPS, store)
     (why,) = whys([Node("s", "source", {"seed": 1, "a": 2, "b": 2, "c": 2, "long": "y" * 100})], store).values()
     assert why == "params.a 1 → 2, params.b 1 → 2, params.c 1 → 2, 1 more"
+
+
+def test_what_differs_in_one_parameter_is_found_however_long_ago_it_was_used(store: Store) -> None:
+    nodes = [Node(f"layer{i}", "source", {"seed": i, "size": 10}) for i in range(60)]
+    refs = execute(nodes, STEPS, store)
+    for i, ref in enumerate(refs.values()):
+        os.utime(store.folder(ref.key) / "entry.json", (1000 + i, 1000 + i))
+    assert whys([Node("fresh", "source", {"seed": 2, "size": 20})], store) == {"fresh": "params.size 10 → 20"}
+    more = {"seed": 77, "size": 20, "new": 1}
+    assert whys([Node("fresh", "source", more)], store) == {
+        "fresh": "params.new absent → 1, params.seed 59 → 77, params.size 10 → 20"
+    }, "of several that are equally near the one used last"
 
 
 @pytest.mark.parametrize(("letters", "shown"), [(38, '"' + "x" * 38 + '"'), (39, '"' + "x" * 36 + "…")])
