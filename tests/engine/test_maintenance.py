@@ -399,3 +399,26 @@ def test_gc_leaves_scratch_that_is_named_or_in_use(store: Store) -> None:
     gc(store, older_than=60, keep=[keys[3]])
     lease.release()
     assert [home.exists() for home in homes] == [False, True, True, True]
+
+
+def test_a_dry_run_changes_nothing(store: Store) -> None:
+    refs = fill(store)
+    start_run(store, "run", [refs["s0"].key]).close()
+    leftover = store.base / "tmp" / "another-host.1.1.1"
+    leftover.mkdir(parents=True)
+    os.utime(leftover, (1, 1))
+    scratch = store.scratch(A[0]).open()
+    for path in (scratch, scratch.parent):
+        os.utime(path, (1000, 1000))
+
+    def everything() -> list[Path]:
+        return sorted(store.root.rglob("*"))
+
+    before = everything()
+    planned = gc(store, max_size=0, older_than=60, dry_run=True)
+    assert everything() == before
+    assert len(planned.keys) == len(refs)
+    assert planned.runs == ["run"]
+    assert gc(store, max_size=0, older_than=60).keys == planned.keys
+    assert not any(path.exists() for path in (leftover, scratch))
+    assert list_runs(store) == []

@@ -42,6 +42,11 @@ def test_class_numbers_of_positions_hold_all_classes(classes: int, kind: type) -
     np.testing.assert_array_equal(made, y)
 
 
+def test_a_last_axis_of_one_position_is_kept() -> None:
+    assert class_numbers(np.ones((2, 4, 1)), (4, 1, 5)).shape == (2, 4, 1)
+    assert class_numbers(np.ones((2, 4, 1, 1)), (4, 1, 5)).shape == (2, 4, 1)
+
+
 def test_class_numbers_where_the_model_does_not_say_how_many() -> None:
     np.testing.assert_array_equal(class_numbers(Y + 100, (None,)), Y + 100)
     np.testing.assert_array_equal(class_numbers(Y[:, None], (None,)), Y)
