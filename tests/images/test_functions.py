@@ -135,3 +135,8 @@ def test_whether_elements_are_batches_says_the_input_they_are_of(names: tuple[st
 def test_elements_of_several_shapes_are_refused() -> None:
     with pytest.raises(DataError, match=r"x_train: the stream's elements differ in shape; received \(2, 2\) first"):
         join_elements({"x_train": Elements([X[0], X[0, :1]])}, {"": (2, 2)})
+
+
+def test_without_a_network_elements_are_batches() -> None:
+    assert join_elements({"x_train": Elements([X, X])}, {})["x_train"].shape == (12, 2, 2)
+    assert join_elements({"x_train/left": Elements([X, X])}, {})["x_train/left"].shape == (12, 2, 2)
