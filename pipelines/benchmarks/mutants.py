@@ -142,9 +142,11 @@ def again(copy: Path, survivors: Sequence[dict[str, Any]]) -> tuple[list[Mutant]
     """Find an earlier result's survivors in the code as it is now; return them, and those whose line is no more."""
     found, still, gone = [], [], []
     for survivor in survivors:
-        path = copy / survivor["file"]
-        tried = changes(path) if path.exists() else ()
-        possible = (mutant_of(path, copy, name, n) for _, name, n in tried if name == survivor["operator"])
+        path, before = copy / survivor["file"], survivor["before"]
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        tried = [(at, n) for at, name, n in (changes(path) if lines else ()) if name == survivor["operator"]]
+        near = [n for ((line, _), _), n in tried if lines[line - 1].strip() in before]
+        possible = (mutant_of(path, copy, survivor["operator"], n) for n in near)
         same = [m for m in possible if m and (m.before, m.after) == (survivor["before"], survivor["after"])]
         if same:
             found.append(min(same, key=lambda m: abs(m.line - survivor["line"])))

@@ -51,7 +51,7 @@ class Network:
 RISING = st.lists(st.floats(-1.0, 60.0), min_size=1, max_size=STEPS).map(sorted)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(drops=RISING, limit=st.floats(0.0, 20.0))
 def test_accuracy_finds_the_last_step_within_the_limit(drops: list[float], limit: float) -> None:
     within = [step for step, drop in enumerate(drops) if drop <= limit]
