@@ -9,8 +9,8 @@ condition negated, a loop left out). Places are drawn first, then one of the cha
 annotations are no code and left out. Every mutant runs, in a copy of the tree, the tests that reach its function, the
 quickest first and those of its own test file before the others, until one fails. A test that takes ten times as long
 as before and twenty seconds more has noticed it too. Which tests reach which function is measured once and kept in
-``--work``. ``--again`` reruns the survivors of an earlier result on the code as it is now, and keeps the ``why`` that
-somebody has written beside them. Exit status 1 if less than 85 % are killed.
+``--work``. ``--again`` reruns the survivors of an earlier result on the code as it is now, but for those beside which
+somebody has written ``why`` nothing can tell them apart. Exit status 1 if less than 85 % are killed.
 """
 
 from __future__ import annotations
@@ -79,24 +79,27 @@ def main() -> int:
     parser.add_argument("--budget", type=float, default=30.0, help="seconds of tests a mutant, at the speed measured")
     parser.add_argument("--again", type=Path, help="a result whose survivors are to be run again")
     options = parser.parse_args()
-    options.work = options.work.resolve()
+    options.work, options.commit = options.work.resolve(), commit()
     copy = copied_tree(options.work / "tree")
     for module in WARM:
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
     reach = Reach(copy, options.work, options.tests)
+    explained: list[dict[str, Any]] = []
     if options.again:
         earlier = json.loads(options.again.read_text(encoding="utf-8"))
-        drawn, before, gone = again(copy, earlier["survivors"])
+        explained = [survivor for survivor in earlier["survivors"] if survivor["why"]]
+        drawn, before, gone = again(copy, [survivor for survivor in earlier["survivors"] if not survivor["why"]])
     else:
         drawn, earlier, before, gone = draw(copy, options.rooms, options.seed, options.count), {}, [], []
     began, outcomes, result = time.monotonic(), [], dict[str, Any]()
-    for number, mutant in enumerate(drawn):
-        outcomes.append(outcome(mutant, copy, reach, options) | {"why": before[number]["why"] if before else ""})
-        print(f"{number + 1}/{len(drawn)}", json.dumps(outcomes[-1]), flush=True)
-        result = summary(options, earlier, outcomes, before[number + 1 :], gone)
+    for number in range(len(drawn) + 1):
+        result = summary(options, earlier, outcomes, [*before[number:], *explained], gone)
         result["seconds"] = round(time.monotonic() - began)
-        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        options.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        if number < len(drawn):
+            outcomes.append(outcome(drawn[number], copy, reach, options) | {"why": ""})
+            print(f"{number + 1}/{len(drawn)}", json.dumps(outcomes[-1]), flush=True)
     print(f"{result['killed']} of {result['mutants']} killed ({result['score']:.1%})")
     return int(result["score"] < MUST)
 
@@ -263,9 +266,8 @@ def summary(
     drawn = earlier.get("rooms") or Counter(room_of(o) for o in outcomes)
     rooms = {room: drawn[room] - sum(room_of(one) == room for one in gone) for room in sorted(drawn)}
     mutants = sum(rooms.values())
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     return {
-        "commit": subprocess.run(git, check=False, capture_output=True, text=True).stdout.strip(),
+        "commit": options.commit,
         "command": " ".join(["python", "pipelines/benchmarks/mutants.py", *sys.argv[1:]]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "seed": earlier.get("seed", options.seed),
@@ -279,6 +281,11 @@ def summary(
         "removed": [*earlier.get("removed", []), *gone],
         "survivors": survivors,
     }
+
+
+def commit() -> str:
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    return subprocess.run(git, check=False, capture_output=True, text=True).stdout.strip()
 
 
 def room_of(mutant: dict[str, Any]) -> str:

@@ -72,14 +72,15 @@ class Reach:
         stem = Path(source).stem
         mirror = f"{Path(source).parent.name}/test_{stem}.py"
         room = f"tests/{Path(source).parts[1]}/"
-        reaching = self.tests[source, function]
-        # tables and classes are read at import, by no test; and some tests start processes of their own
+        # what stands in no function is read at import, whichever test comes first
+        reaching = set() if function == MODULE else self.tests[source, function]
+        # and some tests start processes of their own
         ids = reaching | {i for i in self.seconds if i.startswith(room)}
         cost = {i: self.seconds[i] for i in ids}
         spent, chosen = 0.0, []
         for i in sorted(ids, key=lambda i: (i not in reaching, cost[i] * (0.1 if f"{mirror}::" in i else 1.0), i)):
-            spent += cost[i]
-            if spent <= budget:
+            if spent + cost[i] <= budget:
+                spent += cost[i]
                 chosen.append(i)
         # fixtures of a module are set up once where its tests stay together
         files: dict[tuple[bool, str], float] = defaultdict(float)
