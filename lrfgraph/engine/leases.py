@@ -91,7 +91,7 @@ def signature() -> str:
 
 def signed_by_dead(name: str) -> bool:
     """Say whether a name begins with the `signature` of a process that is gone for certain."""
-    host, pid, started, _ = [*name.split(".", 3), "", "", ""][:4]
+    host, pid, started = [*name.split("."), "", ""][:3]
     return pid.isdigit() and started.isdigit() and owner_is_dead(host, int(pid), int(started))
 
 

@@ -41,10 +41,10 @@ class PlannedNode:
 class Estimate:
     """What the missing nodes of a step, or all of them, will cost; `unknown` of them have no record to go by."""
 
-    nodes: int = 0
-    seconds: float = 0.0
-    bytes: int = 0
-    unknown: int = 0
+    nodes: int
+    seconds: float
+    bytes: int
+    unknown: int
 
 
 @dataclass(frozen=True)

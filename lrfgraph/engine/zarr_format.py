@@ -22,6 +22,7 @@ __all__ = ["CHUNK_BYTES", "decode", "describe", "encode"]
 
 CHUNK_BYTES = 64 << 20
 KINDS = "biufc"
+LONG = "gG"  # long doubles: another number of bits on every machine, and no type of Zarr
 GROUP: dict[str, Any] = {"zarr_format": 3, "node_type": "group", "attributes": {}}
 
 
@@ -30,7 +31,7 @@ def describe(array: NDArray[Any], chunk_bytes: int = CHUNK_BYTES) -> dict[str, A
 
     Raises TypeError for anything but booleans and numbers (object arrays would need pickle).
     """
-    if array.dtype.kind not in KINDS or array.dtype.itemsize > 16 or array.dtype.name == "longdouble":
+    if array.dtype.kind not in KINDS or array.dtype.char in LONG:
         raise TypeError(f"arrays of booleans and numbers can be stored, received dtype {array.dtype}")
     row = prod(array.shape[1:]) * array.dtype.itemsize
     rows = min(max(1, chunk_bytes // max(row, 1)), max(1, array.shape[0])) if array.ndim else 1

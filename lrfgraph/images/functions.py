@@ -82,8 +82,11 @@ def _named(value: Any, source: str) -> Iterator[tuple[str, Any]]:
         return
     if several and all(isinstance(item, tuple) for item in several):  # ((x, y), (x, y)) as keras.datasets gives
         several = tuple(array for pair in several for array in pair)
-    if len(several) not in TUPLES:
-        raise DataError(f"data function {source} returned {len(several)} values; return a dict of arrays or (x, y)")
+    if len(several) not in TUPLES or any(map(_is_stream, several)):
+        raise DataError(
+            f"data function {source} returned {len(several)} values; return a dict of arrays or (x, y), "
+            "or up to three streams of tf.data"
+        )
     for name, item in zip(TUPLES[len(several)], several, strict=True):
         yield from _flat(name, item)
 

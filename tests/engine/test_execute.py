@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,18 @@ def test_second_run_computes_nothing_and_the_first_is_right(tmp_path: Path) -> N
     assert watch.counts == {"finished": len(nodes)}
     assert watch.names("started") == watch.names("finished") == sorted(node.name for node in nodes)
     assert all(event.bytes > 0 for event in watch.events if event.kind == "finished")
+    assert {(event.done, event.total) for event in watch.events if event.kind != "progress"} == {(0, 0)}
+    assert {(event.seconds, event.bytes) for event in watch.events if event.kind == "started"} == {(0.0, 0)}
     for name, vector in expected(nodes).items():
         np.testing.assert_array_equal(store.open(refs[name]).array("vector"), vector)
     again, watch = run(nodes, store, on=Refusing())
     assert again == refs
     assert watch.counts == {"reused": len(nodes)}
     assert list((store.base / "leases").iterdir()) == list((store.base / "tmp").iterdir()) == []
+
+
+def test_an_event_says_no_more_than_is_known() -> None:
+    assert Event("reused", "n", "s") == Event("reused", "n", "s", seconds=0.0, bytes=0, done=0, total=0, message="")
 
 
 def test_one_entry_less_is_one_node_more(tmp_path: Path) -> None:
@@ -131,6 +138,36 @@ def test_a_pass_with_too_few_or_too_many_results_is_a_bug(tmp_path: Path, count:
     step = Step("p", 1, lambda task: Result(), together=lambda tasks: [Result()] * count)
     with pytest.raises(ValueError, match="another number of results than the 2 nodes"):
         execute([Node("a", "p", {"i": 1}), Node("b", "p", {"i": 2})], {"p": step}, Store(tmp_path))
+
+
+def test_the_seconds_of_a_pass_are_shared_by_its_nodes(tmp_path: Path) -> None:
+    """What came before the first result served all; what came after it the next one alone."""
+
+    def together(tasks: list[Task]) -> Iterator[Result]:
+        time.sleep(0.3)
+        for _ in tasks:
+            yield Result({"x": 1})
+            time.sleep(0.1)
+
+    started, watch = time.monotonic(), Watch()
+    steps = {"p": Step("p", 1, lambda task: Result(), together=together)}
+    execute([Node(f"n{i}", "p", {"i": i}) for i in range(3)], steps, Store(tmp_path), on_event=watch)
+    first, *others = sorted(event.seconds for event in watch.events if event.kind == "finished")
+    assert 0.1 <= first < 0.2
+    assert all(seconds >= 0.2 for seconds in others)
+    assert first + sum(others) <= time.monotonic() - started
+
+
+def test_the_seconds_of_a_node_are_its_own(tmp_path: Path) -> None:
+    def step(task: Task) -> Result:
+        time.sleep(task.params["seconds"])
+        return Result({"x": 1})
+
+    watch = Watch()
+    nodes = [Node(f"n{seconds}", "wait", {"seconds": seconds}) for seconds in (0.01, 0.3)]
+    execute(nodes, {"wait": Step("wait", 1, step)}, Store(tmp_path), on_event=watch, on=Threads(1))
+    took = {event.node: event.seconds for event in watch.events if event.kind == "finished"}
+    assert took["n0.01"] < 0.25 <= took["n0.3"]
 
 
 def test_an_undeclared_decision_is_a_bug(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from lrfgraph.engine import leases
-from lrfgraph.engine.leases import Waiting, live, owner, sweep
+from lrfgraph.engine.leases import STALE_AFTER, Waiting, live, owner, owner_is_dead, signature, signed_by_dead, sweep
 
 
 def write(path: Path, host: str, pid: int, started: int, token: str = "t") -> None:
@@ -141,3 +143,86 @@ def test_sweeping_takes_only_what_nobody_holds(tmp_path: Path) -> None:
     sweep(path)
     assert not path.exists()
     sweep(path)
+
+
+def aged(path: Path, host: str, seconds: float) -> Path:
+    """A lease that a living process (the one that started this) last touched so long ago."""
+    pid = os.getppid()
+    started = int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split()[19])
+    write(path, host, pid, started)
+    os.utime(path, (time.time() - seconds,) * 2)
+    return path
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system does not list its processes")
+
+
+@needs_proc
+@pytest.mark.parametrize(("late", "held"), [(-2.0, True), (2.0, False)])
+def test_a_lease_is_live_as_long_as_it_is_young_of_another_machine_a_minute_longer(
+    tmp_path: Path, late: float, held: bool
+) -> None:
+    assert live(aged(tmp_path / "ours", owner()[0], STALE_AFTER + late)) == held
+    assert live(aged(tmp_path / "theirs", "elsewhere", STALE_AFTER + 60 + late)) == held
+    assert live(aged(tmp_path / "short", owner()[0], 5.0 + late), 5.0) == held
+    assert not live(tmp_path / "nowhere")
+
+
+@needs_proc
+@pytest.mark.parametrize(("late", "held"), [(-2.0, True), (2.0, False)])
+def test_a_lease_of_this_machine_that_stands_still_is_taken_over_at_once(
+    tmp_path: Path, late: float, held: bool
+) -> None:
+    path = aged(tmp_path / "leases" / "x.lease", owner()[0], STALE_AFTER + late)
+    lease = Waiting(path).acquire()
+    assert (lease is None) == held
+    if lease is not None:
+        lease.release()
+
+
+@needs_proc
+def test_sweeping_leaves_what_may_be_alive_on_another_machine(tmp_path: Path) -> None:
+    young = aged(tmp_path / "leases" / "young", "elsewhere", 110.0)
+    old = aged(tmp_path / "leases" / "old", "elsewhere", 130.0)
+    dead = tmp_path / "leases" / "dead"
+    for path in (young, old):
+        sweep(path)
+    for seconds, there in ((58, True), (62, False)):
+        write(dead, owner()[0], 999999999, 1)
+        os.utime(dead, (time.time() - seconds,) * 2)
+        sweep(dead)
+        assert dead.exists() == there
+    assert (young.exists(), old.exists()) == (True, False)
+
+
+def test_a_lease_that_is_gone_can_be_released(tmp_path: Path) -> None:
+    path = tmp_path / "leases" / "x.lease"
+    lease = Waiting(path).acquire()
+    assert lease is not None
+    path.unlink()
+    lease.release()
+    lease.release()
+
+
+def test_who_is_dead_for_certain() -> None:
+    host, pid, started = owner()
+    assert not owner_is_dead(host, pid, started)
+    assert owner_is_dead(host, pid, started + 1)
+    assert owner_is_dead(host, 999999999, started)
+    assert not owner_is_dead("elsewhere", 999999999, 1)
+    assert not signed_by_dead(f"{signature()}.4")
+    assert signed_by_dead(f"{host}.999999999.1.4")
+    assert signed_by_dead(f"{host}.999999999.1")
+    for name in ("", "x", f"{host}.999999999", f"{host}.x.1.4", f"{host}.999999999.x.4", f"{host}..1.4"):
+        assert not signed_by_dead(name)
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "3", '{"host": 3, "pid": 1, "started": 1}', '{"host": "x", "pid": "1"}'])
+def test_what_is_no_lease_is_one_until_it_is_old(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "leases" / "x.lease"
+    path.parent.mkdir()
+    path.write_text(content)
+    assert live(path)
+    assert Waiting(path).acquire() is None
+    os.utime(path, (1000, 1000))
+    assert not live(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from toys import STEPS, grid
 
 from lrfgraph.engine.execute import execute
-from lrfgraph.engine.nodes import Node, Ref
+from lrfgraph.engine.nodes import Node, Ref, Result
 from lrfgraph.engine.plan import Plan, plan
 from lrfgraph.engine.resolve import resolve
 from lrfgraph.engine.store import Store
@@ -90,6 +91,47 @@ def test_long_differences_are_cut(store: Store) -> None:
     execute([Node("s", "source", {"seed": 1, "a": 1, "b": 1, "c": 1, "long": "x" * 100})], STEPS, store)
     (why,) = whys([Node("s", "source", {"seed": 1, "a": 2, "b": 2, "c": 2, "long": "y" * 100})], store).values()
     assert why == "params.a 1 → 2, params.b 1 → 2, params.c 1 → 2, 1 more"
+
+
+def test_what_differs_in_one_parameter_is_found_however_long_ago_it_was_used(store: Store) -> None:
+    nodes = [Node(f"layer{i}", "source", {"seed": i, "size": 10}) for i in range(60)]
+    refs = execute(nodes, STEPS, store)
+    for i, ref in enumerate(refs.values()):
+        os.utime(store.folder(ref.key) / "entry.json", (1000 + i, 1000 + i))
+    assert whys([Node("fresh", "source", {"seed": 2, "size": 20})], store) == {"fresh": "params.size 10 → 20"}
+    more = {"seed": 77, "size": 20, "new": 1}
+    assert whys([Node("fresh", "source", more)], store) == {
+        "fresh": "params.new absent → 1, params.seed 59 → 77, params.size 10 → 20"
+    }, "of several that are equally near the one used last"
+
+
+@pytest.mark.parametrize(("letters", "shown"), [(38, '"' + "x" * 38 + '"'), (39, '"' + "x" * 36 + "…")])
+def test_a_value_is_shown_up_to_forty_characters(store: Store, letters: int, shown: str) -> None:
+    execute([Node("s", "source", {"seed": 1, "text": "x" * letters})], STEPS, store)
+    assert whys([Node("s", "source", {"seed": 1, "text": "y"})], store) == {"s": f'params.text {shown} → "y"'}
+
+
+def test_three_differences_are_told_whole(store: Store) -> None:
+    execute([Node("s", "source", {"seed": 1, "a": 1, "b": 1})], STEPS, store)
+    (why,) = whys([Node("s", "source", {"seed": 2, "a": 2, "b": 2})], store).values()
+    assert why == "params.a 1 → 2, params.b 1 → 2, params.seed 1 → 2"
+
+
+def test_a_damaged_entry_is_the_reason_it_is_named_as(store: Store) -> None:
+    refs = execute(FIRST, STEPS, store)
+    unreadable = {refs["c"].key: "it is torn"}
+    found = plan(resolve(FIRST, STEPS, store, unreadable), store)
+    assert [(node.name, node.why) for node in found.missing] == [("c", "damaged in the cache: it is torn")]
+    assert resolve(FIRST, STEPS, store, {"score/" + "0" * 40: "gone"}).damaged == {}
+
+
+def test_the_median_of_what_is_recorded_is_expected(store: Store) -> None:
+    for seed, seconds in enumerate((1.0, 2.0, 9.0)):
+        key = resolve([Node("s", "source", {"seed": seed})], STEPS, store).nodes["s"].key
+        store.commit(key, Result({"x": "y" * 10 * seed}), name="s", components={"step": "source"}, seconds=seconds)
+    found = planned([Node("t", "source", {"seed": 7}), Node("u", "combine")], store)
+    assert [(node.seconds, node.bytes) for node in found.nodes] == [(2.0, 0), (None, None)]
+    assert (found.total.nodes, found.total.seconds, found.total.unknown) == (2, 2.0, 1)
 
 
 def test_estimates_come_from_what_is_recorded(store: Store) -> None:

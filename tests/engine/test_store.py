@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -254,3 +255,63 @@ def test_what_was_read_is_remembered_by_its_state(store: Store) -> None:
         content[0] ^= 1
         note.write_bytes(content)
     assert [store.remembered(state, read) for state in ("a", "b")] == ["value5", "value6"]
+
+
+def test_leftovers_that_another_process_removes_meanwhile_are_no_trouble(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is cleaned may be gone a moment later."""
+    store.commit(KEY, Result({"x": 1}))
+    home, gone = store.scratch(KEY).home, store.base / "tmp" / "host.999999999.1.1"
+    home.mkdir(parents=True)
+    real = store_module.members
+    monkeypatch.setattr(store_module, "ownerless", lambda folder: [folder / "gone"])
+    monkeypatch.setattr(store_module, "members", lambda folder: [*real(folder), gone, folder / "gone"])
+    os.utime(store.base, (1, 1))
+    monkeypatch.setattr(store_module, "age", lambda path: 1e9)
+    store.clean()
+    assert not home.exists()
+    assert store.has(KEY)
+
+
+def test_an_entry_is_touched_after_an_hour_and_not_before(store: Store) -> None:
+    store.commit(KEY, Result({"x": 1}))
+    manifest = store.folder(KEY) / "entry.json"
+    for seconds, touched in ((3500, False), (3700, True)):
+        then = time.time() - seconds
+        os.utime(manifest, (then, then))
+        store.touch(KEY, then)
+        assert (time.time() - (store.last_use(KEY) or 0) < 60) == touched
+
+
+def test_leftovers_of_other_machines_go_after_a_day(store: Store) -> None:
+    paths = [store.base / "tmp" / f"another-machine.1.5.{hours}" for hours in (23, 25)]
+    for path, hours in zip(paths, (23, 25), strict=True):
+        path.mkdir(parents=True)
+        then = time.time() - 3600 * hours
+        os.utime(path, (then, then))
+    store.clean()
+    assert [path.exists() for path in paths] == [True, False]
+
+
+def test_a_manifest_says_what_it_was_asked_to(store: Store) -> None:
+    before = time.time()
+    size = store.commit(KEY, Result({"x": 1}, {"a": np.zeros(3)}), seconds=1.23456789)
+    manifest = store.manifest(KEY)
+    assert (manifest["key"], manifest["name"], manifest["components"], manifest["inputs"]) == (KEY, "", {}, {})
+    assert manifest["seconds"] == 1.234568
+    assert before - 0.001 <= manifest["created"] <= time.time() + 0.001
+    assert manifest["bytes"] == sum(size for size, _ in manifest["files"].values())
+    assert size == manifest["bytes"] + (store.folder(KEY) / "entry.json").stat().st_size
+    assert store.bytes_used() == size
+
+
+@pytest.mark.parametrize(("seconds", "flushed"), [(0.4, False), (0.5, False), (0.6, True)])
+def test_what_was_costly_is_flushed_before_it_is_published(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, flushed: bool
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(store_module, "flush_tree", lambda folder: said.append("tree"))
+    monkeypatch.setattr(store_module, "flush_one", said.append)
+    commit(store, tmp_path, seconds=seconds)
+    assert said == (["tree", str(store.folder(KEY).parent)] if flushed else [])

@@ -14,9 +14,9 @@ import pytest
 from toys import STEPS, grid
 
 from lrfgraph.engine.execute import execute
-from lrfgraph.engine.nodes import Node
+from lrfgraph.engine.nodes import Node, Result, Step, Task
 from lrfgraph.engine.store import Store
-from lrfgraph.engine.workers import Cluster
+from lrfgraph.engine.workers import Cluster, Threads, _DaemonThreads, workers_for
 from lrfgraph.errors import ClusterError
 
 PATIENCE = 10.0
@@ -98,3 +98,56 @@ def test_a_cluster_of_our_own_listens_on_loopback_alone_and_serves_as_a_schedule
         refused(worker, Store(tmp_path / "refused"), "a Worker answers there")
     finally:
         cluster.close()
+
+
+@pytest.mark.parametrize(("threads", "together"), [(0, 1), (1, 1), (2, 2), (3, 3)])
+def test_as_many_nodes_run_at_once_as_there_are_threads(tmp_path: Path, threads: int, together: int) -> None:
+    guard, running, most = threading.Lock(), [], []
+
+    def step(task: Task) -> Result:
+        with guard:
+            running.append(task.name)
+            most.append(len(running))
+        time.sleep(0.1)
+        with guard:
+            running.remove(task.name)
+        return Result({"x": 1})
+
+    nodes = [Node(f"n{number}", "wait", {"number": number}) for number in range(4)]
+    execute(nodes, {"wait": Step("wait", 1, step)}, Store(tmp_path), on=Threads(threads))
+    assert max(most) == together
+
+
+def test_threads_that_are_at_something_are_left_behind_after_a_while() -> None:
+    pool, let_go = _DaemonThreads(1), threading.Event()
+    late = pool.submit(let_go.wait, 20.0)
+    started = time.monotonic()
+    pool.stop(0.2)
+    assert 0.15 < time.monotonic() - started < 5.0
+    assert not late.done()
+    let_go.set()
+    assert late.result(5.0)
+
+
+def test_threads_end_once_they_have_done_what_was_asked() -> None:
+    pool = _DaemonThreads(2)
+    results = [pool.submit(pow, number, 2) for number in range(5)]
+    failing = pool.submit(pow, "a", 2)
+    started = time.monotonic()
+    pool.stop(20.0)
+    assert time.monotonic() - started < 10.0
+    assert [result.result(0.0) for result in results] == [0, 1, 4, 9, 16]
+    assert isinstance(failing.exception(0.0), TypeError)
+    assert not any(thread.is_alive() for thread in pool._threads)
+
+
+def test_a_cluster_where_processes_or_a_scheduler_are_asked_for() -> None:
+    assert isinstance(workers_for(), Threads)
+    threads, processes, scheduler = workers_for(3), workers_for(3, 2), workers_for(scheduler="tcp://127.0.0.1:1")
+    assert isinstance(threads, Threads)
+    assert threads.count == 3
+    assert isinstance(processes, Cluster)
+    assert (processes.workers, processes.scheduler) == (2, None)
+    assert isinstance(scheduler, Cluster)
+    for one in (threads, processes, scheduler):
+        one.close()

@@ -43,6 +43,7 @@ def test_zarr_python_reads_every_dtype_and_shape(tmp_path: Path, chunk_bytes: in
         found = group[name]
         assert found.dtype == array.dtype
         assert found.shape == array.shape
+        assert found.fill_value == 0
         np.testing.assert_array_equal(np.asarray(found[...]), array)
         np.testing.assert_array_equal(read(tmp_path, name, array, chunk_bytes), array)
     assert {name for name, _ in group.members(max_depth=None) if name in arrays} == set(arrays)
@@ -93,11 +94,36 @@ def test_an_array_cannot_hold_another() -> None:
         list(encode({"a": np.zeros(1), "a/b": np.zeros(1)}))
 
 
-@pytest.mark.parametrize("array", [np.array([None]), np.array(["a"]), np.array(["2020"], "M8[D]")])
-def test_what_would_need_pickle_is_refused(array: np.ndarray) -> None:
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array([None]),
+        np.array(["a"]),
+        np.array(["2020"], "M8[D]"),
+        np.zeros(1, np.longdouble),
+        np.zeros(1, np.clongdouble),
+    ],
+)
+def test_what_would_need_pickle_or_has_no_type_in_zarr_is_refused(array: np.ndarray) -> None:
     with pytest.raises(TypeError, match="booleans and numbers"):
         list(encode({"a": array}))
 
 
 def test_no_arrays_no_group() -> None:
     assert list(encode({})) == []
+
+
+def test_what_is_read_back_has_the_size_that_was_promised() -> None:
+    info = describe(np.arange(6.0).reshape(3, 2), 16)
+    assert info == {"dtype": "float64", "shape": [3, 2], "rows": 1}
+    for size in (8, 24):
+        with pytest.raises(ValueError, match="reshape"):
+            decode(info, lambda chunk, size=size: np.zeros(size, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunk_bytes", "rows"),
+    [((10, 2), 32, 2), ((10, 2), 47, 2), ((10, 2), 48, 3), ((10, 2), 1, 1), ((10, 2), 10_000, 10), ((0, 2), 32, 1)],
+)
+def test_chunks_hold_as_many_rows_as_fit(shape: tuple[int, ...], chunk_bytes: int, rows: int) -> None:
+    assert describe(np.zeros(shape), chunk_bytes)["rows"] == rows

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lrfgraph.errors import DataError
-from lrfgraph.images.preprocessing import guesses, prepare, preprocessing
+from lrfgraph.images.preprocessing import Images, guesses, prepare, preprocessing, preprocessings
 from lrfgraph.options.recipe import DataOptions
 
 RANDOM = np.random.default_rng(0)
@@ -71,3 +71,71 @@ def test_guesses_bring_either_range_to_the_same_values(images: np.ndarray) -> No
     assert tried["--scale 1/127.5 --mean 1"].min() < -0.9
     assert abs(tried["mean 0, deviation 1"].std() - 1) < 1e-2
     assert ("ImageNet mean and std" in tried) == (shape[-1] == 3)
+
+
+def test_of_several_inputs_the_pictures_alone_are_preprocessed() -> None:
+    options = DataOptions(scale=0.5, channels="bgr")
+    picture, numbers = preprocessings(options, {"picture": (8, 8, 3), "numbers": (3,)})
+    np.testing.assert_array_equal(picture.apply(X), X[..., ::-1] * np.float32(0.5))
+    np.testing.assert_array_equal(numbers.apply(X[:, 0, 0]), X[:, 0, 0])
+    (alone,) = preprocessings(options, {"numbers": (3,)})
+    np.testing.assert_array_equal(alone.apply(X[:, 0, 0]), X[:, 0, 0, ::-1] * np.float32(0.5))
+
+
+def test_images_of_several_inputs_come_together() -> None:
+    hows = preprocessings(DataOptions(scale=2), {"picture": (8, 8, 3), "numbers": (3,)})
+    images = Images((X, X[:, 0, 0]), hows, np.array([7, 2, 5]))
+    assert (len(images), images.several, images.shape) == (3, True, (3, 8, 8, 3))
+    pictures, numbers = images[1:]
+    np.testing.assert_array_equal(pictures, 2.0 * X[[2, 5]])
+    np.testing.assert_array_equal(numbers, X[[2, 5], 0, 0])
+    first = images.first(2)
+    np.testing.assert_array_equal(first[:][1], X[[7, 2], 0, 0])
+    whole = Images((X,), hows[:1])
+    assert (len(whole), whole.several, whole.first(4).shape) == (60, False, (4, 8, 8, 3))
+    np.testing.assert_array_equal(whole.first(4)[:], 2.0 * X[:4])
+
+
+def test_guesses_leave_out_what_the_options_said_and_know_the_constants_of_imagenet() -> None:
+    tried = guesses(X, DataOptions(scale=3.0, mean=(1.0,), std=(2.0,), channels="bgr"))
+    assert tried["pixels 0..255"] == DataOptions(scale=1.0)
+    assert tried["--scale 1/255 --channels bgr"] == DataOptions(scale=1 / 255, channels="bgr")
+    imagenet = tried["ImageNet mean and std"]
+    assert (imagenet.mean, imagenet.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    caffe = tried["--channels bgr, ImageNet mean"]
+    assert (caffe.scale, caffe.mean, caffe.channels) == (1.0, (103.939, 116.779, 123.68), "bgr")
+    unit = guesses((X / 255).astype(np.float32), DataOptions())
+    assert (unit["pixels 0..255"].scale, unit["--scale 1/255"].scale) == (255.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "coloured"), [((5, 8, 8, 3), True), ((5, 3, 8, 8), True), ((5, 8, 8, 1), False), ((5, 8, 3), False)]
+)
+def test_guesses_about_colours_are_for_pictures_that_have_them(shape: tuple[int, ...], coloured: bool) -> None:
+    assert ("ImageNet mean and std" in guesses(np.ones(shape, np.uint8), DataOptions())) == coloured
+
+
+def test_a_black_picture_can_be_brought_to_deviation_one() -> None:
+    assert guesses(np.zeros((4, 8, 8, 1), np.uint8), DataOptions())["mean 0, deviation 1"].std == (1e-6,)
+
+
+@pytest.mark.parametrize(
+    ("value", "shape", "fitting"),
+    [
+        ((3,), (8, 8, 3), True),
+        ((8, 1, 3), (8, 8, 3), True),
+        ((1, 8, 8, 3), (8, 8, 3), False),
+        ((3,), (None, None, 3), True),
+        ((5, 8, 3), (None, 8, 3), True),
+        ((8, 3), (4, 3), False),
+    ],
+)
+def test_statistics_broadcast_as_arrays_do(
+    value: tuple[int, ...], shape: tuple[int | None, ...], fitting: bool, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "s.npz", mean=np.zeros(value), std=np.ones(3))
+    if fitting:
+        assert preprocessing(DataOptions(stats="s.npz"), shape, tmp_path).mean is not None
+        return
+    with pytest.raises(DataError, match="mean has shape"):
+        preprocessing(DataOptions(stats="s.npz"), shape, tmp_path)

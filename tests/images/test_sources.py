@@ -300,6 +300,48 @@ def test_bad_sources_are_one_line_each(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("count", [1, 2, 1024, 1025, 2049])
+def test_a_single_value_that_is_no_number_is_found_wherever_it_is(tmp_path: Path, count: int) -> None:
+    for place in {0, count // 2, count - 1}:
+        x = np.zeros((count, 2), np.float32)
+        x[place, 1] = np.inf
+        with pytest.raises(DataError, match="x_train holds values that are not finite"):
+            load(save(tmp_path, x=x), tmp_path)
+    assert load(save(tmp_path, x=np.zeros((count, 2))), tmp_path).x("train").shape == (count, 2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "made"),
+    [
+        ((8, 8, 3), (8, 8, 3)),
+        ((8, 8, 1), (8, 8, 1)),
+        ((8, 8, 4), (8, 8, 4)),
+        ((8, 8, 5), (8, 8, 3)),
+        ((1, 8, 8), (1, 8, 8)),
+        ((8, 8, None), (8, 8, 3)),
+        ((8, 6, 3), (8, 6, 3)),
+        ((4, 8, 6), (4, 8, 6)),
+        ((3, 8, 3), (3, 8, 3)),
+        ((1, 1, 1), (1, 1, 1)),
+    ],
+)
+def test_pictures_take_the_colours_and_the_size_of_the_model(
+    tmp_path: Path, shape: tuple[int | None, ...], made: tuple[int, ...]
+) -> None:
+    picture(tmp_path / "pics" / "a.png", 7, size=(9, 11))
+    assert load(DataOptions(source="pics"), tmp_path, {"": shape}).x("train").shape == (1, *made)
+
+
+def test_height_comes_before_width_and_a_picture_of_the_right_size_is_left_alone(tmp_path: Path) -> None:
+    values = RANDOM.integers(0, 256, (6, 4, 3), dtype=np.uint8)
+    (tmp_path / "pics").mkdir()
+    Image.fromarray(values).save(tmp_path / "pics" / "a.png")
+    np.testing.assert_array_equal(load(DataOptions(source="pics"), tmp_path, {"": (6, 4, 3)}).x("train")[0], values)
+    small = load(DataOptions(source="pics", image_size=(3, 2)), tmp_path, {"": (None, None, 3)}).x("train")[0]
+    assert small.shape == (3, 2, 3)
+    assert np.abs(small.astype(float) - values.reshape(3, 2, 2, 2, 3).mean((1, 3))).max() < 64
+
+
 def test_no_source() -> None:
     with pytest.raises(DataError, match="no data given"):
         load(DataOptions())

@@ -71,6 +71,38 @@ def test_blocks_share_no_track_with_training() -> None:
     assert "left out" in splits.notes[0]
 
 
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("validation", "held", "gap"), [(0.15, 27, 9), (0.1, 18, 6), (0.02, 4, 2), (600.0, 150, 10)])
+def test_the_gap_is_a_third_of_the_run_on_either_side(validation: float, held: int, gap: int, seed: int) -> None:
+    """Never more than a third of what the run leaves of its class; less where the class ends."""
+    labels = np.repeat(np.arange(4), 180)
+    options = DataOptions(split="blocks", validation=validation, seed=seed)
+    splits = split(dataset(x_train=np.zeros((720, 1)), y_train=labels), options)
+    assert splits.train is not None
+    for number in range(4):
+        first, last = 180 * number, 180 * number + 179
+        run = splits.validation.indices[labels[splits.validation.indices] == number]
+        start, end = int(run[0]), int(run[-1])
+        assert end - start + 1 == len(run) == held
+        rest = set(range(max(first, start - gap), min(last, end + gap) + 1))
+        assert set(range(first, last + 1)) - set(splits.train.indices.tolist()) == rest
+
+
+def test_without_labels_ten_runs_are_held_out() -> None:
+    held = split(dataset(x_train=np.zeros((1000, 1))), DataOptions(split="blocks", validation=0.1)).validation.indices
+    assert len(held) == 100
+    assert np.count_nonzero(np.diff(held) > 1) == 9
+    assert np.bincount(held // 100).tolist() == [10] * 10
+
+
+def test_a_class_of_one_image_is_trained_on() -> None:
+    labels = np.r_[np.zeros(50, int), 1]
+    splits = split(dataset(x_train=np.zeros((51, 1)), y_train=labels), DataOptions(split="blocks", validation=0.2))
+    assert splits.train is not None
+    assert 50 in splits.train.indices
+    assert len(splits.validation) == 10
+
+
 def test_validation_share_is_capped() -> None:
     assert len(split(dataset(x_train=np.zeros((60_000, 1))), DataOptions()).validation) == 5000
 

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from lrfgraph.errors import DataError
-from lrfgraph.images.targets import class_numbers, classes_of, label_sets, numbers, share_of_largest_class
+from lrfgraph.images.targets import (
+    class_numbers,
+    classes_of,
+    fits,
+    is_one_hot,
+    label_sets,
+    numbers,
+    share_of_largest_class,
+)
 
 Y = np.arange(60) % 3
 
@@ -24,6 +32,24 @@ def test_class_numbers_of_positions_are_small(y: np.ndarray) -> None:
     np.testing.assert_array_equal(made, np.arange(24).reshape(2, 3, 4) % 5)
     assert made.dtype == np.uint8
     np.testing.assert_array_equal(class_numbers(made[..., None] % 2, (3, 4, 1)), made % 2)
+
+
+@pytest.mark.parametrize(("classes", "kind"), [(2, np.uint8), (256, np.uint8), (257, np.int32)])
+def test_class_numbers_of_positions_hold_all_classes(classes: int, kind: type) -> None:
+    y = np.full((2, 3, 4), classes - 1)
+    made = class_numbers(y, (3, 4, classes))
+    assert made.dtype == kind
+    np.testing.assert_array_equal(made, y)
+
+
+def test_a_last_axis_of_one_position_is_kept() -> None:
+    assert class_numbers(np.ones((2, 4, 1)), (4, 1, 5)).shape == (2, 4, 1)
+    assert class_numbers(np.ones((2, 4, 1, 1)), (4, 1, 5)).shape == (2, 4, 1)
+
+
+def test_class_numbers_where_the_model_does_not_say_how_many() -> None:
+    np.testing.assert_array_equal(class_numbers(Y + 100, (None,)), Y + 100)
+    np.testing.assert_array_equal(class_numbers(Y[:, None], (None,)), Y)
 
 
 @pytest.mark.parametrize(
@@ -68,3 +94,27 @@ def test_classes_are_whole_numbers_or_rows_with_a_single_one() -> None:
 
 def test_share_of_the_largest_class() -> None:
     assert share_of_largest_class(np.array([0, 0, 0, 1])) == 0.75
+
+
+def test_a_shape_fits_where_every_known_length_is_met() -> None:
+    assert fits((4, 3), (None, 3))
+    assert fits((), ())
+    assert not fits((4, 3), (None, 2))
+    assert not fits((4, 3), (3,))
+    assert not fits((3,), (None, 3))
+
+
+@pytest.mark.parametrize(
+    ("y", "one_hot"),
+    [
+        (np.eye(3), True),
+        (np.eye(2)[Y % 2], True),
+        (np.ones((3, 1)), False),
+        (np.ones((3, 2)), False),
+        (np.array([[2, -1], [0, 1]]), False),
+        (np.eye(3)[None], False),
+        (np.array([1, 0]), False),
+    ],
+)
+def test_rows_with_a_single_one(y: np.ndarray, one_hot: bool) -> None:
+    assert is_one_hot(y) == one_hot

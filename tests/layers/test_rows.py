@@ -147,6 +147,37 @@ def test_the_sample_is_the_same_whatever_the_batch(rows: int, calls: int) -> Non
     assert rows > 7 or first != drawn(samplers[2], 11)
 
 
+@pytest.mark.parametrize(
+    ("images", "rows", "kept"),
+    [(14, 14, 14), (14, 7, 7), (15, 7, 5), (14, 13, 7), (14, 27, 14), (14, 28, 28), (3, 1000, 300)],
+)
+def test_as_many_rows_are_kept_as_all_images_can_give_alike(images: int, rows: int, kept: int) -> None:
+    """At most what is asked for, the same number of each image or of every second, third, … image."""
+    sampler = Sampler(dense(positions=100), images, rows, 10 * rows, 1 << 30, 0)
+    image, _, stored = sampler.batch(0, 0, images)
+    assert int(stored.sum()) == kept
+    assert len(set(np.bincount(image[stored]).tolist()) - {0}) == 1
+
+
+@pytest.mark.parametrize(
+    ("images", "moment_rows", "each"),
+    [(10, 100, 10), (10, 101, 11), (10, 99, 10), (10, 5, 1), (10, 2000, 100), (10, 990, 99)],
+)
+def test_as_many_rows_enter_the_moments_as_are_asked_for(images: int, moment_rows: int, each: int) -> None:
+    sampler = Sampler(dense(positions=100), images, 10, moment_rows, 1 << 30, 0)
+    image, position, _ = sampler.batch(0, 0, images)
+    assert np.bincount(image).tolist() == [each] * images
+    for number in range(images):
+        assert len(set(position[image == number].tolist())) == each
+    assert 0 <= position.min() <= position.max() < 100
+
+
+def dense(positions: int) -> LayerSpec:
+    """A dense layer that is applied at many positions."""
+    shape = ((positions, 4),)
+    return LayerSpec("a", "Dense", "dense", (1, 4, 3), input_shapes=shape, output_shapes=((positions, 3),))
+
+
 def test_stored_rows_keep_to_their_bytes() -> None:
     layer = build("conv2d")[1]
     limit = 4 * layer.width * 30

@@ -64,9 +64,13 @@ def test_gradients_are_the_differences(method: Method, spec: LayerSpec) -> None:
         assert change == pytest.approx(np.sum(gradient * step), rel=1e-8, abs=1e-8 * (1 + abs(start)))
 
 
-PAIRS_LAST, NAMES_LAST = pairs_whose(
-    lambda spec, pieces: module._last_is_matrix(spec, pieces) and not module._is_matrix_pair(spec, pieces)
-)
+def ends_with_a_matrix(spec: LayerSpec, pieces: Sequence[Piece]) -> bool:
+    """More than two factors of a row's matrix, the last of them a 1×1 convolution."""
+    last = pieces[-1]
+    return len(pieces) > 2 and last.form == "mix" and {*last.shape[1:-2]} <= {1} and spec.rows == "patch"
+
+
+PAIRS_LAST, NAMES_LAST = pairs_whose(ends_with_a_matrix)
 
 
 @pytest.mark.parametrize(("method", "spec"), PAIRS_LAST, ids=NAMES_LAST)
@@ -115,7 +119,29 @@ def test_a_large_ridge_holds_on_to_the_start(method: Method, spec: LayerSpec) ->
     np.testing.assert_allclose(found, start, atol=1e-4 * np.abs(start).max())
 
 
-MATRICES, MATRIX_NAMES = pairs_whose(module._is_matrix_pair)
+ONE_EACH = {method.name: (method, spec) for method, spec in reversed(PAIRS_FEW)}
+
+
+@pytest.mark.parametrize(("method", "spec"), ONE_EACH.values(), ids=ONE_EACH)
+def test_the_unit_of_the_inputs_does_not_matter(method: Method, spec: LayerSpec) -> None:
+    """Powers of two, so that not even rounding differs: moments of inputs a thousand times as small or as large."""
+    pieces, weights = chain(method, spec)
+    g, wanted = moments_of(spec), spec.matrix(random_kernel(spec, 7).astype(np.float64))
+    one, small, large = (
+        matrix(spec, pieces, refit(spec, pieces, weights, s * g, s * (g @ wanted), 1e-4, 15))
+        for s in (1.0, 2.0**-20, 2.0**20)
+    )
+    np.testing.assert_allclose(small, one, rtol=1e-6, atol=1e-9 * np.abs(one).max())
+    np.testing.assert_allclose(large, one, rtol=1e-6, atol=1e-9 * np.abs(one).max())
+
+
+TWO_MATRICES = ("svd", "qr", "svd_channel")
+"""Methods whose chains are (width × r)(r × outputs) in a layer's own matrix view."""
+
+MATRICES = [
+    (m, spec) for m, spec in PAIRS_FEW if m.name in TWO_MATRICES and (spec.rows == "patch" or spec.positions == 1)
+]
+MATRIX_NAMES = [f"{method.name}-{spec.name}" for method, spec in MATRICES]
 
 
 @pytest.mark.parametrize(("method", "spec"), MATRICES, ids=MATRIX_NAMES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields, replace
 from itertools import product
 
@@ -119,6 +120,43 @@ def test_threshold_counts_what_is_asked_for_and_breaks_ties_by_similarity() -> N
     assert chosen(min_similarity=0.99) is None
 
 
+@settings(max_examples=60, deadline=None)
+@given(seed=SEEDS, level=st.floats(0.3, 1.0))
+def test_energy_takes_the_cheapest_candidate_that_keeps_enough_of_the_kernel(seed: int, level: float) -> None:
+    made = problem(seed)
+    for choice, layer in zip(decide("energy", made, options(min_similarity=level)).choices, made.layers, strict=True):
+        good = [c for c in layer.candidates if 1 - c.weight_error >= level]
+        cheaper = [c for c in good if c.parameters < layer.parameters]
+        chosen = taken(made, choice)
+        if chosen is None:
+            assert not cheaper
+            assert choice.reason.startswith("no candidate that keeps" if good else "no candidate keeps")
+        else:
+            assert chosen in cheaper
+            assert chosen.parameters == min(c.parameters for c in cheaper)
+
+
+@pytest.mark.parametrize("name", ["energy", "threshold"])
+@pytest.mark.parametrize(
+    ("cost", "parameters", "macs", "takes"),
+    [
+        ("parameters", 100, 50, False),
+        ("parameters", 99, 200, True),
+        ("macs", 50, 100, False),
+        ("macs", 200, 99, True),
+        ("mix", 100, 100, True),
+    ],
+)
+def test_a_candidate_that_saves_nothing_of_what_counts_is_not_taken(
+    name: str, cost: str, parameters: int, macs: int, takes: bool
+) -> None:
+    candidate = Candidate(CandidateId("a", "cp", "1"), parameters, macs, {"cosine": 0.99}, 0.01, 0.01)
+    made = Problem((LayerChoices("a", 100, 100, (candidate,)),), 100, 100)
+    (choice,) = decide(name, made, options(policy=name, cost=cost)).choices
+    assert (taken(made, choice) == candidate) == takes
+    assert takes or choice.reason.endswith(f"has fewer {cost}")
+
+
 @pytest.mark.parametrize("name", [*BUDGETED])
 @settings(max_examples=40, deadline=None)
 @given(seed=SEEDS, share=st.floats(0.05, 1.0))
@@ -129,6 +167,10 @@ def test_a_budget_is_met_or_refused_in_one_line(name: str, seed: int, share: flo
     if isinstance(decision, ConfigurationError):
         assert "\n" not in str(decision)
         assert f"{share:g}" in str(decision)
+        least = re.search(r"(?:at least|reachable is) ([0-9.e-]+)", str(decision))
+        assert least is not None
+        assert share * 0.99 < float(least[1]) <= 1.0
+        assert float(least[1]) == pytest.approx(smallest_share(made), rel=0.01) or name != "budget"
         if name == "budget":
             assert smallest_share(made) > share
         return
