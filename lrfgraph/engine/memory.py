@@ -83,7 +83,7 @@ class BoundedCache:
         return value
 
 
-ARRAYS = BoundedCache(512 << 20)
+ARRAYS = BoundedCache(256 << 20)
 
 
 def forget() -> None:

@@ -16,7 +16,7 @@ from lrfgraph.run.steps.common import layer_of
 
 __all__ = ["STEPS", "decompose", "enumerate_names", "factorize", "factors_of", "noise", "ranks", "score"]
 
-REFERENCES = BoundedCache(1 << 30, keep_last=True)
+REFERENCES = BoundedCache(512 << 20, keep_last=True)
 
 
 def decompose(task: Task) -> Result:

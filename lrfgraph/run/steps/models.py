@@ -111,6 +111,7 @@ def repair(task: Task) -> Result:
 
 def _streams(task: Task, last: Streams | None) -> Streams:
     """Return the streams of this network, with the layers before this one refitted."""
+    from lrfgraph.network.memory import stream_limit
     from lrfgraph.network.precision import to_single_precision
     from lrfgraph.network.repair.streams import Streams
 
@@ -121,7 +122,7 @@ def _streams(task: Task, last: Streams | None) -> Streams:
         return last
     images, _ = images_of(task.inputs["data"], task.locators, "repair")
     network = to_single_precision(fresh_network_of(model, task.locators["trust"]))
-    streams = Streams(network, images[:], task.locators.get("max_memory"), task.scratch)
+    streams = Streams(network, images, stream_limit(task.locators.get("max_memory")), task.scratch)
     layers = layers_of(model)
     for candidate in previous:
         refit = refits[candidate.layer]
@@ -207,8 +208,8 @@ def _kept_rows(outputs: Array) -> Array:
 
 STEPS = (
     Step("rebuild", 3, rebuild),
-    Step("repair", 3, repair),
+    Step("repair", 4, repair),
     Step("finetune", 3, finetune),
     Step("export", 1, export),
-    Step("evaluate", 3, evaluate),
+    Step("evaluate", 4, evaluate),
 )

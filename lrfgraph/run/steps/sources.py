@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["STEPS", "data", "describe", "images_of", "try_preprocessings"]
 
-IMAGES = BoundedCache(1 << 30, keep_last=True)
+IMAGES = BoundedCache(256 << 20, keep_last=True)
 
 
 def describe(task: Task) -> Result:
@@ -214,6 +214,6 @@ def try_preprocessings(model: Input, entry: Input, locators: Mapping[str, Any]) 
 
 
 STEPS = (
-    Step("describe", 7, describe, decides=True),
+    Step("describe", 8, describe, decides=True),
     Step("data", 3, data, decides=True),
 )
