@@ -30,6 +30,7 @@ __all__ = [
     "channel_axis",
     "load",
     "read_npz",
+    "release",
     "source_digest",
     "source_state",
 ]
@@ -132,6 +133,16 @@ def load(options: DataOptions, base: Path = Path(), inputs: Inputs = MappingProx
             dataset = Dataset(arrays, digest, notes, input_names(inputs))
             LOADED.put(key, dataset, array_bytes(arrays))
         return dataset
+
+
+def release(options: DataOptions, base: Path = Path()) -> None:
+    """Forget a source that is read again in a moment, a ``.npz`` file, after it was divided.
+
+    Most of its images are not needed for long, and some never: a folder takes long to decode, a function may take
+    long to answer.
+    """
+    if options.source is not None and (base / options.source).is_file():
+        LOADED.clear()
 
 
 def _content(source: str, base: Path) -> Iterator[bytes]:

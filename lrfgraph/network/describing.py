@@ -56,9 +56,10 @@ class Description:
     arrays : of layer number n: ``layers/n/kernel`` (canonical), ``bias``, ``scale`` and ``shift`` (BatchNorm folded:
         scale = γ/√(σ²+ε), shift = (bias−μ)·scale+β) and ``depthwise`` (of a separable convolution), float32.
     structure : as JSON: ``calls`` (number of the layer, slots it reads and writes), ``inputs`` and ``outputs`` (slots),
-        ``names`` (of the inputs), ``shapes`` (by slot, one input), ``activation`` (the last one of the first output), ``head`` (what the graph alone says about what the output
-        means, a row of HEADS), ``signature`` (digest of names and configurations that a rebuilt model carries on) and
-        ``uncounted`` (path and class of what multiplies but enters no ``macs``).
+        ``names`` (of the inputs), ``shapes`` (by slot, one input), ``activation`` (the last one of the first output),
+        ``head`` (what the graph alone says about what the output means, a row of HEADS), ``signature`` (digest of names
+        and configurations that a rebuilt model carries on) and ``uncounted`` (path and class of what multiplies but
+        enters no ``macs``).
     digest : of the whole network.
     """
 

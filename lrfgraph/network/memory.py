@@ -22,6 +22,7 @@ __all__ = [
     "Traffic",
     "allowance",
     "available",
+    "held",
     "images_forward",
     "images_in_flight",
     "stream_limit",
@@ -30,10 +31,10 @@ __all__ = [
 CHUNK_BYTES = 256 << 20
 """What the activations of all images in flight may take."""
 
-MOST_STREAM_BYTES = 512 << 20
+MOST_STREAM_BYTES = 256 << 20
 """What streams of repair take in memory, at most: a file in the page cache of an idle machine is about as fast."""
 
-SHARE = 0.5
+SHARE = 0.8
 """Of the memory that is left, what a run may take where nobody says."""
 
 CGROUPS = {
@@ -130,8 +131,15 @@ def stream_limit(limit: int | None) -> int:
 
 
 def allowance(limit: int | None) -> int:
-    """Return the bytes that a run may take: what it is told, else a share of what is left."""
-    return int(SHARE * available()) if limit is None else limit
+    """Return the bytes that this process may take: what it is told, else what it has and a share of what is left."""
+    return held() + int(SHARE * available()) if limit is None else limit
+
+
+def held(root: Path = Path("/")) -> int:
+    """Return the bytes that this process has in memory."""
+    with suppress(OSError, ValueError):
+        return int((root / "proc/self/statm").read_text().split()[1]) * int(os.sysconf("SC_PAGE_SIZE"))
+    return 0
 
 
 def available(root: Path = Path("/")) -> int:

@@ -20,6 +20,9 @@ from lrfgraph.options.recipe import RecordOptions
 __all__ = ["Recording", "record"]
 
 BATCH_BYTES = 128 * 1024**2
+MOST = 256
+"""Images that run at once, at most."""
+
 ROWS_IN_MEMORY = 64 * 1024**2
 """Rows of all layers together that wait in memory; more wait in a file."""
 
@@ -160,4 +163,4 @@ def _empty_moments(layer: LayerSpec) -> Array:
 def _batch_size(graph: Graph, images: Array) -> int:
     """As many images as keep the recorded inputs of one batch within `BATCH_BYTES`."""
     per_image = sum(4 * int(np.prod([n or 64 for n in shape[1:]])) for shape in graph.shapes.values())
-    return int(np.clip(BATCH_BYTES // max(per_image, 1), 1, 256))
+    return int(np.clip(BATCH_BYTES // max(per_image, 1), 1, MOST))

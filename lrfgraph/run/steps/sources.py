@@ -75,6 +75,7 @@ def data(task: Task) -> Result:
             arrays[f"{name}/indices"] = part.indices
         if name == "validation" and targets is not None:
             arrays["validation/y"] = targets
+    sources.release(options, base)
     how, statistics = snapshot.preprocessing_arrays(preprocessings)
     arrays |= snapshot.kept_arrays(kept) | statistics
     result = {
