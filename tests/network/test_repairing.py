@@ -237,6 +237,27 @@ def test_streams_that_do_not_fit_in_memory_live_in_files(tmp_path: Path) -> None
         assert all(np.array_equal(a, b) for a, b in zip(ours.weights, theirs.weights, strict=True))
 
 
+def test_a_wide_layer_is_refitted_from_few_rows() -> None:
+    """Fewer images than inputs: no square of the width is made, and the error falls as for any layer."""
+    import keras
+
+    k = keras.layers
+    x = keras.Input((200,))
+    model = randomize(keras.Model(x, k.Dense(5, name="head")(k.Dense(30, activation="relu", name="wide")(x))), 2)
+    (plan,) = [replaced(describe(model), "wide", "svd", (6,))]
+    images = np.random.default_rng(0).normal(size=(120, 200)).astype("float32") @ np.diag(np.linspace(2, 0, 200))
+    streams = Streams(model, images.astype("float32"))
+    shapes = []
+
+    def solve(layer: Any, pieces: Any, weights: Any, moments: Any, cross: Any, ridge: float) -> list[np.ndarray]:
+        shapes.append(moments.rows.shape)
+        return SOLVE(layer, pieces, weights, moments, cross, ridge)
+
+    found = streams.refit(plan, solve, FitOptions(4000, 1, 1e-2, 0))
+    assert set(shapes) == {(1, 105, 200)}
+    assert found.after < found.before
+
+
 def test_transposed_layers_are_left_alone() -> None:
     import keras
 

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lrfgraph.layers.moments import RowMoments
 from lrfgraph.layers.pieces import Piece, compose
 from lrfgraph.layers.rows import Sampler, cut, grouped, positions_of
 from lrfgraph.layers.spec import Array, LayerSpec
@@ -38,7 +39,7 @@ HELD_OUT = 8
 DAMPING = 0.1
 """Share of the curvature's mean that every direction of the outputs counts besides."""
 
-Solver = Callable[[LayerSpec, Sequence[Piece], Sequence[Array], Array, Array, float], list[Array]]
+Solver = Callable[[LayerSpec, Sequence[Piece], Sequence[Array], Array | RowMoments, Array, float], list[Array]]
 
 
 class Activations(Protocol):
@@ -151,8 +152,14 @@ class _Fit:
         self.fitted = sample.x[:, : self.cut]
         self.root, self.inverse = _output_roots(plan, tail)
         self.mean = self.fitted.mean(axis=1, keepdims=True, dtype=np.float64) * self.free_bias
-        raw = self.fitted.swapaxes(1, 2) @ self.fitted
-        self.moments = raw.astype(np.float64) / self.cut - self.mean.swapaxes(1, 2) @ self.mean
+        self.moments = self._covariance()
+
+    def _covariance(self) -> Array | RowMoments:
+        """Moments of the fitted rows about their mean; of rows fewer than wide no square is made."""
+        if self.cut < self.layer.width:
+            return RowMoments(self.fitted - self.mean, constant=False)
+        raw: Array = self.fitted.swapaxes(1, 2) @ self.fitted
+        return np.asarray(raw.astype(np.float64) / self.cut - self.mean.swapaxes(1, 2) @ self.mean)
 
     def best(self, rounds: int, ridge: float) -> Refit:
         """Solve, then solve again with what the ReLU hides left out; keep whatever does best on the held-out rows."""
