@@ -74,11 +74,12 @@ def _memory(stated: list[Need], limit: int) -> str:
     """What every stage needs if all of it is computed, and what may be taken."""
     if not stated:
         return UNREAD
-    rows = [[need.stage, tables.bytes_text(need.memory), tables.bytes_text(need.disk)] for need in stated]
-    rows.append(
-        ["all", tables.bytes_text(max(n.memory for n in stated)), tables.bytes_text(sum(n.disk for n in stated))]
-    )
-    table = tables.columns(["stage", "memory", "disk"], rows, right=range(1, 3))
+    whole = max(n.memory for n in stated), sum(n.disk for n in stated), max(n.scratch for n in stated)
+    sizes = [(need.stage, need.memory, need.disk, need.scratch) for need in stated]
+    rows = [
+        [name, *(tables.bytes_text(size) if size else "" for size in each)] for name, *each in [*sizes, ("all", *whole)]
+    ]
+    table = tables.columns(["stage", "memory", "disk", "scratch"], rows, right=range(1, 4))
     return f"{table}\n\n{tables.bytes_text(limit)} of memory may be taken (run.max_memory)"
 
 

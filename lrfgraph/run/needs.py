@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lrfgraph.engine.zarr_format import CHUNK_BYTES
 from lrfgraph.errors import CapacityError
 from lrfgraph.layers.rows import positions_of
 from lrfgraph.layers.spec import LayerSpec
@@ -53,12 +54,12 @@ CANDIDATES_A_METHOD = 0.215
 
 @dataclass(frozen=True)
 class Need:
-    """memory : of the process while the stage runs.  left : what stays of it.  disk : by which the cache grows."""
+    """memory : of the process while the stage runs.  disk : by which the cache grows.  scratch : on disk meanwhile."""
 
     stage: str
     memory: int
-    left: int
     disk: int
+    scratch: int
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,10 @@ class _Facts:
     def curvatures(self) -> int:
         return sum(8 * layer.groups * layer.outputs**2 for layer in self.layers)
 
+    def summed(self, layer: LayerSpec) -> bool:
+        """Whether there are rows enough for a matrix of moments."""
+        return self.rows(layer)[1] > layer.width
+
     def rows(self, layer: LayerSpec) -> tuple[int, int]:
         """Rows of a layer that are stored, and rows that enter its moments (`layers.rows.Sampler`)."""
         options, images = self.recipe.record, self.counts["calibration"]
@@ -128,18 +133,27 @@ class _Facts:
 
 @dataclass(frozen=True)
 class _Use:
-    """What one stage uses beyond what is there already.  left : what of its memory stays.  disk : of the cache."""
+    """What one stage uses beyond what is there already, see `Need`.  left : what of its memory stays."""
 
     memory: int = 0
     left: int = 0
     disk: int = 0
+    scratch: int = 0
 
 
 def _data(facts: _Facts) -> _Use:
     counts = facts.counts
     kept = facts.image * (max(counts["calibration"], counts["repair"]) + counts["validation"])
     source = kept + facts.image * (counts["train"] + counts["test"])
-    return _Use(2 * source, min(kept + facts.image * counts["calibration"], IMAGES), kept)
+    disk = _in_chunks(facts.image, counts["calibration"]) + _in_chunks(facts.image, counts["validation"])
+    disk += _in_chunks(facts.image, max(counts["repair"] - counts["calibration"], 0))
+    return _Use(2 * source, min(kept + facts.image * counts["calibration"], IMAGES), disk)
+
+
+def _in_chunks(each: int, count: int) -> int:
+    """Bytes of an array on disk, whose last chunk is as large as the others."""
+    rows = max(1, CHUNK_BYTES // max(each, 1))
+    return each * (count if count <= rows else -(-count // rows) * rows)
 
 
 def _evaluation(facts: _Facts) -> int:
@@ -165,11 +179,14 @@ def _explore(facts: _Facts) -> _Use:
     )
     left = min(ARRAYS, facts.moments + curvature)
     disk = rows + facts.moments + curvature + 8 * numbers
-    return _Use(recording + backward + 2 * curvature, left, disk)
+    return _Use(recording + backward + 2 * curvature, left, disk, max(rows - ROWS_IN_MEMORY, 0))
 
 
 def _candidates(facts: _Facts) -> _Use:
-    references = min(REFERENCES, 2 * facts.moments)
+    few = sum(
+        8 * layer.groups * layer.width * facts.rows(layer)[0] for layer in facts.layers if not facts.summed(layer)
+    )
+    references = min(REFERENCES, 2 * facts.moments + few)
     factors = sum(
         4 * layer.weights * CANDIDATES_A_METHOD * facts.recipe.explore.ranks
         for layer in facts.layers
@@ -206,11 +223,12 @@ def _repair(facts: _Facts) -> _Use:
         count = images_for(layer, images, rows)
         streams.append(2 * count * facts.traffic.standing(facts.calls[layer.name]))
         drawn = min(rows_for(layer, rows), count * prod(positions_of(layer)))
-        square = 8 * layer.groups * layer.width**2
+        square = 8 * layer.groups * layer.width * min(layer.width, drawn)  # of few rows: the rows themselves
         refits.append(4 * drawn * layer.groups * (layer.width + 2 * layer.outputs) + 6 * square)
     waiting, limit = max(streams, default=0), memory.stream_limit(facts.recipe.run.max_memory)
     chunk = 2 * facts.chunk(facts.traffic.forward, EVALUATED_AT_ONCE)
-    return _Use(2 * facts.model + min(waiting, limit) + chunk + max(refits, default=0), 0, 3 * facts.model)
+    held = min(waiting, limit)
+    return _Use(2 * facts.model + held + chunk + max(refits, default=0), 0, 3 * facts.model, waiting - held)
 
 
 def _finish(facts: _Facts) -> _Use:
@@ -268,7 +286,7 @@ def needs_of(driver: Driver, network: Network) -> list[Need]:
     there, result = START + 3 * facts.model, []
     for stage, use_of in NEEDS.items():
         use = use_of(facts)
-        result.append(Need(stage, there + use.memory, there + use.left, use.disk))
+        result.append(Need(stage, there + use.memory, use.disk, use.scratch))
         there += use.left
     return result
 

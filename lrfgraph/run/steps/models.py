@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lrfgraph.engine.memory import BoundedCache
+from lrfgraph.engine.memory import BoundedCache, forget, give_back
 from lrfgraph.engine.nodes import Input, Result, Step, Task
 from lrfgraph.layers.pieces import Piece, whole
 from lrfgraph.layers.spec import Array, LayerSpec
@@ -150,6 +150,8 @@ def finetune(task: Task) -> Result:
     from lrfgraph.network.precision import single_precision
     from lrfgraph.network.training import Split, finetune
 
+    forget()  # what candidates were scored with: a course takes long, and needs the memory for itself
+    give_back()
     data, student, teacher = (task.inputs[name] for name in ("data", "student", "teacher"))
     training, validation = (Split(*images_of(data, task.locators, part)) for part in ("train", "validation"))
     network = fresh_network_of(student, task.locators["trust"])
