@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,13 @@ from lrfgraph.options.option import check_choice
 from lrfgraph.options.recipe import Recipe
 from lrfgraph.run import stages
 from lrfgraph.run.driver import Driver, Unplanned
+from lrfgraph.run.needs import Need, needs_of
+from lrfgraph.run.needs import check as check_needs
 from lrfgraph.run.state import Compression, Network
 from lrfgraph.run.steps import STEPS
 from lrfgraph.selection.policies import PUBLIC, policy_in_force
 
-__all__ = ["Compression", "Driver", "check", "compress", "inspect", "plan", "run_name"]
+__all__ = ["Compression", "Driver", "check", "compress", "inspect", "needs", "plan", "run_name"]
 
 
 def compress(
@@ -82,6 +85,24 @@ def plan(model: str | Path, recipe: Recipe | None = None, *, base: str | Path = 
             return driver, True
 
 
+def needs(model: str | Path, recipe: Recipe | None = None, *, base: str | Path = ".") -> list[Need]:
+    """Return the memory and disk that each stage of `compress` needs if nothing of it is in the cache.
+
+    Empty where the model has not been read yet; numbers of images that nobody has counted are taken from the recipe.
+    """
+    recipe = recipe or Recipe()
+    store = Store(Path(recipe.run.cache))
+    identity = stages.model_identity(Path(model), store, keep=False)
+    driver = Driver(recipe, store, Path(model), identity, Path(base), dry=True)
+    try:
+        compression = stages.describe(driver)
+    except (Unplanned, CorruptEntry):
+        return []
+    with suppress(Unplanned, CorruptEntry):
+        compression = stages.divide_images(driver, compression)
+    return needs_of(driver, compression.network)
+
+
 def inspect(
     model: str | Path, recipe: Recipe | None = None, *, on_event: Callable[[Event], None] | None = None
 ) -> Network:
@@ -124,17 +145,26 @@ def check(recipe: Recipe) -> None:
         )
 
 
+def _guard(driver: Driver, network: Network, stages: list[str]) -> Callable[[], None] | None:
+    """Ask, before something is computed, whether it and all that follows fits; of a cluster nobody knows."""
+    if network.recipe.run.scheduler:
+        return None
+    return lambda: check_needs(driver, network, stages)
+
+
 def _carry_out(driver: Driver, on_baseline: Callable[[Compression], None] | None) -> Compression:
     driver.restart()
     until = driver.recipe.run.until
     chain = stages.stages_until(until)
     compression = stages.describe(driver)
-    for stage in chain:
+    for index, stage in enumerate(chain):
         driver.only = until if stage is chain[-1] else None
+        if stage.name != "data":
+            driver.guard = _guard(driver, compression.network, [stage.name for stage in chain[index:]])
         compression = stage.carry_out(driver, compression)
         if stage.name == "baseline" and on_baseline:
             on_baseline(compression)
-    driver.only = None
+    driver.only = driver.guard = None
     if until and not driver.run[until] + driver.reused[until]:
         compression = compression.noted(f"nothing of kind {until} was asked for")
     compression = replace(compression, stopped=len(chain) < len(stages.STAGES))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "CapacityError",
     "ClusterError",
     "ConfigurationError",
     "DataError",
@@ -44,6 +45,10 @@ class ConfigurationError(LrfError):
 
 class StoreError(LrfError):
     """The cache folder cannot be written, is full, or is over its budget."""
+
+
+class CapacityError(LrfError):
+    """A run that needs more memory than there is."""
 
 
 class ClusterError(LrfError):

@@ -35,7 +35,7 @@ def first_columns(title: str) -> list[str]:
 
 def commands() -> Iterator[list[str]]:
     """Every command in the text, in running text and in blocks."""
-    blocks = "\n".join(re.findall(r"^```\n(.*?)^```", TEXT, re.M | re.S))
+    blocks = "\n".join(text for kind, text in re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.M | re.S) if not kind)
     for text in re.findall(r"`(lrfgraph [^`]+)`", TEXT) + re.findall(r"(lrfgraph [a-z].*)$", blocks, re.M):
         yield shlex.split(text, comments=True)[1:]
 

@@ -296,22 +296,22 @@ def test_two_equal_layers_share_their_factors(monkeypatch: pytest.MonkeyPatch) -
 
 
 GOLDEN: dict[str, str] = {
-    "curvature": "eb95865d481f33bd70c3cc6b7b96f040d0201d92",
+    "curvature": "be2ea7ff5c4a5d1ccacec4d87f6bee5e41526192",
     "data": "2804a06d184977d4bfbe288b0eef29cb0d7a692f",
-    "decompose": "e26ae3d2f34486b030bd618dd1f6da3655b2f541",
-    "describe": "e02e7d5bd4b667f1456b600b1571329d3efe109c",
-    "evaluate": "3298ad1054fb58ffd60467a5cf1577010779a4f0",
-    "export": "c2add862ad486b3e1dda3b3099ec97780076b514",
-    "factorize": "5e29b8d285597fd2623a2483534062499db433c2",
-    "finetune": "5a975585c1531d79a3be95ef3e02d2d2dc950d5e",
+    "decompose": "6a9f11e903dde982915fa2c1b02ea50da7e190bb",
+    "describe": "30c8750a16ac6f008c20b59b02009dc9a96b879d",
+    "evaluate": "5860341f0e0a7c9322f5448a49136fed4d9c6689",
+    "export": "9a57ebe25677d5407ff3405b2ddc0d669e1df3cb",
+    "factorize": "5e5fdfa7f2d00f1472397e74f208a6ad288e7b1a",
+    "finetune": "32666d1b31b726a6797f33115fe1d8294f1ad067",
     "noise": "1bbba73c817e95cf927148a7184b19f7e4942cff",
-    "probe": "17f07afc96c9c1b132e12c2c9f38b174c6873349",
-    "ranks": "e83b1cc25fe25768be7d46804b9fd7f6ebe15d12",
-    "rebuild": "f5c571d765e0e71d47253b70b3a546a0deb4d34e",
+    "probe": "25909764be0132fbe19c9a0e5135487c007ccfa4",
+    "ranks": "4dbff87e529c8a1864b45d912f2f5be2ef3ab885",
+    "rebuild": "0bdbb220b26559da51825c4fcf706deb19f868de",
     "record": "00c3dd48cc37b83a699018d912d53b83766dd03b",
-    "repair": "3ee1af55bac383ae1ebdf1733707f35b7ac6340a",
-    "score": "7d8878774a9b5dd78bf2ea4601c38ddec03c9a2d",
-    "select": "d3c62806c5cc9b486c2ad95c44b19c4edd63c487",
+    "repair": "fefa806dadcae2d6b96d148bbc26748bebc3a895",
+    "score": "31c4e0268479b6defdc923b0f9433ff9c7474f43",
+    "select": "5be986213d55bf27af446f2500cc865f379926ba",
 }
 """A digest of the keys of each kind; another one means that what earlier versions cached is not found again."""
 

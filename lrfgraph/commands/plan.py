@@ -12,14 +12,18 @@ from typing import Any
 from lrfgraph import api
 from lrfgraph.engine.plan import PlannedNode
 from lrfgraph.engine.plan import plan as explain
+from lrfgraph.network.memory import allowance
 from lrfgraph.options.asked import Asked
 from lrfgraph.report import tables
 from lrfgraph.run.driver import Driver
+from lrfgraph.run.needs import Need
 
 __all__ = ["plan_and_report"]
 
 LONGEST = 100
 """Characters of a reason that the table shows; ``--json`` has all of it, for every node."""
+
+UNREAD = "what memory and disk each stage needs is known once the model has been read; run `lrfgraph inspect` on it"
 
 FOLLOWS = (
     "what comes after that depends on results that are not there yet; run with --until KIND, and plan again, for more"
@@ -34,16 +38,20 @@ def plan_and_report(model: Path, asked: Asked, *, as_json: bool = False) -> bool
     work = bool(missing) or not complete
     kinds = list(dict.fromkeys(node.step for stage in plans for node in stage.nodes))
     rows = [_kind(kind, driver, [node for node in missing if node.step == kind]) for kind in kinds]
+    stated = api.needs(model, asked.recipe, base=asked.folder)
+    limit = allowance(asked.recipe.run.max_memory)
     if as_json:
         nodes = [asdict(node) for node in missing]
         counts = {"run": dict(driver.run), "reused": dict(driver.reused)}
         account = {"nodes": counts, "complete": complete, "kinds": rows, "missing": nodes, "notes": asked.notes}
+        account |= {"stages": [asdict(need) for need in stated], "max_memory": limit}
         print(json.dumps(account, indent=1))
         return work
     print(tables.columns(["kind", "to run", "reused", "seconds", "size", "why"], map(_cells, rows), right=range(1, 5)))
     print(f"\n{_price(rows)}")
     if not complete:
         print(FOLLOWS)
+    print(f"\n{_memory(stated, limit)}")
     for note in asked.notes:
         print(f"note: {note}")
     return work
@@ -60,6 +68,19 @@ def _price(rows: list[dict[str, Any]]) -> str:
         price += f"; about {seconds} of work and {tables.bytes_text(sum(row['bytes'] for row in timed))} of cache"
     untimed = [row["kind"] for row in rows if row["run"] and row["seconds"] is None]
     return price + (f"; never timed here: {', '.join(untimed)}" if untimed else "")
+
+
+def _memory(stated: list[Need], limit: int) -> str:
+    """What every stage needs if all of it is computed, and what may be taken."""
+    if not stated:
+        return UNREAD
+    whole = max(n.memory for n in stated), sum(n.disk for n in stated), max(n.scratch for n in stated)
+    sizes = [(need.stage, need.memory, need.disk, need.scratch) for need in stated]
+    rows = [
+        [name, *(tables.bytes_text(size) if size else "" for size in each)] for name, *each in [*sizes, ("all", *whole)]
+    ]
+    table = tables.columns(["stage", "memory", "disk", "scratch"], rows, right=range(1, 4))
+    return f"{table}\n\n{tables.bytes_text(limit)} of memory may be taken (run.max_memory)"
 
 
 def _kind(kind: str, driver: Driver, missing: list[PlannedNode]) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
+import gc
 import platform
 import sys
 import threading
@@ -16,7 +19,7 @@ import numpy as np
 
 from lrfgraph import __version__
 
-__all__ = ["ARRAYS", "BoundedCache", "array_bytes", "forget", "versions"]
+__all__ = ["ARRAYS", "BoundedCache", "array_bytes", "forget", "give_back", "trim", "versions"]
 
 NOTED = ("scipy", "tensorly", "tensorflow", "keras")
 
@@ -83,13 +86,25 @@ class BoundedCache:
         return value
 
 
-ARRAYS = BoundedCache(512 << 20)
+ARRAYS = BoundedCache(128 << 20)
 
 
 def forget() -> None:
     """Empty every cache of this process, so that all is read from disk and made again, as by a new one."""
     for cache in list(_caches):
         cache.clear()
+
+
+def give_back() -> None:
+    """Collect what refers only to itself, and hand free memory back to the system where the C library keeps it."""
+    gc.collect()
+    trim()
+
+
+def trim() -> None:
+    """Hand free memory back to the system where the C library would keep it (glibc)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def array_bytes(value: object) -> int:

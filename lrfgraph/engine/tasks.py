@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from lrfgraph.engine.events import Event, Listener
 from lrfgraph.engine.files import out_of_space
 from lrfgraph.engine.leases import Lease, Waiting
+from lrfgraph.engine.memory import trim
 from lrfgraph.engine.nodes import Node, Ref, Result, Step, Task
 from lrfgraph.engine.scratch import Scratch
 from lrfgraph.engine.store import CorruptEntry, Store
@@ -26,6 +27,8 @@ from lrfgraph.errors import StoreError
 __all__ = ["Context", "JobOutcome", "Local", "Work", "compute"]
 
 POLL = (0.002, 0.1)
+LONG = 0.5
+"""Seconds after which a job is thought to have used, and freed, much memory."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,7 @@ def compute(works: Sequence[Work], step: Step, context: Context, *before: JobOut
     leases: dict[str, Lease] = {}
     scratches = {work.key: context.store.scratch(work.key) for work in works}
     events: list[Event] = []
+    began = time.monotonic()
     try:
         # sorted, so that two runs which want the same entries never wait for each other
         for work in sorted(works, key=lambda work: work.key):
@@ -146,6 +150,8 @@ def compute(works: Sequence[Work], step: Step, context: Context, *before: JobOut
         for lease in leases.values():
             with suppress(OSError):
                 context.drops(lease)
+        if time.monotonic() - began > LONG:
+            trim()
     return JobOutcome(tuple(events))
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "channel_axis",
     "load",
     "read_npz",
+    "release",
     "source_digest",
     "source_state",
 ]
@@ -154,6 +155,16 @@ def _with_validation(
         notes += (f"the validation part of {options.source} is not used: --val gives another",)
     own = {name: array for name, array in given.items() if name.partition("/")[0][2:] == part}
     return others | {name.replace(f"_{part}", "_val", 1): array for name, array in own.items()}, notes
+
+
+def release(options: DataOptions, base: Path = Path()) -> None:
+    """Forget a source that is read again in a moment, a ``.npz`` file, after it was divided.
+
+    Most of its images are not needed for long, and some never: a folder takes long to decode, a function may take
+    long to answer.
+    """
+    if options.source is not None and (base / options.source).is_file():
+        LOADED.clear()
 
 
 def _content(source: str, base: Path) -> Iterator[bytes]:

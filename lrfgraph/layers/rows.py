@@ -15,6 +15,9 @@ from lrfgraph.layers.spec import Array, LayerSpec
 
 __all__ = ["Sampler", "add_moments", "cut", "grouped", "positions_of"]
 
+DRAWN = 1 << 20
+"""Random numbers that are at hand at once."""
+
 
 def positions_of(layer: LayerSpec, call: int = 0) -> tuple[int, ...]:
     """Return the grid from which rows are drawn: the positions at which the kernel is applied."""
@@ -101,8 +104,15 @@ class Sampler:
         self.stored: list[int] = []
         for grid in grids:
             count = min(max(-(-moment_rows // (images * calls)), 1), grid)
-            order = rng.random((images, grid)).argpartition(count - 1, axis=1)[:, :count] if count < grid else None
-            if order is None:
+            if count < grid:
+                block = max(DRAWN // grid, 1)  # of images: numbers for all of them at once would take gigabytes
+                order = np.concatenate(
+                    [
+                        rng.random((min(block, images - start), grid)).argpartition(count - 1, axis=1)[:, :count]
+                        for start in range(0, images, block)
+                    ]
+                )
+            else:
                 order = np.broadcast_to(rng.permutation(grid), (images, grid))
             self.drawn.append(np.ascontiguousarray(order, dtype=np.intp))
             self.stored.append(min(max(rows // (images * calls), 1), count))

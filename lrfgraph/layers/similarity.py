@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lrfgraph.layers.moments import Moments as InputMoments
+from lrfgraph.layers.moments import centred, linear
+
 __all__ = ["ACTIVATIONS", "METRICS", "Metric", "Reference", "from_moments", "from_rows", "output_error"]
 
 Array = NDArray[np.floating[Any]]
@@ -46,17 +49,17 @@ class Reference:
     """What is computed once per layer and serves all its candidates.
 
     kernel : (groups, width, outputs), BatchNorm folded.  shift : (groups, 1, outputs) bias after folding.
-    moments : (groups, width+1, width+1).  power : ‖Y‖² per row, bias included.  response : G·[W; b].
+    moments : of the inputs, with the constant.  power : ‖Y‖² per row, bias included.  response : G·[W; b].
     """
 
     kernel: Array
     shift: Array
-    moments: Array
+    moments: InputMoments
     power: float
     response: Array
 
     @classmethod
-    def of(cls, kernel: Array, shift: Array, moments: Array) -> Reference:
+    def of(cls, kernel: Array, shift: Array, moments: InputMoments) -> Reference:
         full = np.concatenate([kernel, shift], axis=1)
         response = moments @ full
         return cls(kernel, shift, moments, float(np.sum(full * response)), response)
@@ -78,7 +81,7 @@ class Moments:
     @classmethod
     def of(cls, reference: Reference, kernel: Array) -> Moments:
         error = kernel - reference.kernel
-        spread = reference.moments[:, :-1, :-1] @ error
+        spread = linear(reference.moments) @ error
         lost = max(float(np.sum(error * spread)), 0.0)
         return cls(reference, kernel, lost, float(np.sum(reference.response[:, :-1] * error)))
 
@@ -126,10 +129,10 @@ def _relative_error_of_rows(rows: Rows) -> float:
 def _cka(sums: Moments) -> float:
     """Of a grouped layer it is taken group by group (moments hold nothing across groups) and averaged."""
     reference = sums.reference
-    mean = reference.moments[:, :-1, -1:]
-    centred = reference.moments[:, :-1, :-1] - mean @ mean.swapaxes(1, 2)
-    pairs = zip(reference.kernel, sums.kernel, centred, strict=True)
-    return float(np.mean([_alignment(w.T @ c @ v, w.T @ c @ w, v.T @ c @ v) for w, v, c in pairs]))
+    covariance = centred(reference.moments)
+    w, v = reference.kernel, sums.kernel
+    left, right = w.swapaxes(1, 2) @ covariance, v.swapaxes(1, 2) @ covariance
+    return float(np.mean([_alignment(*each) for each in zip(left @ v, left @ w, right @ v, strict=True)]))
 
 
 def _cka_of_rows(rows: Rows) -> float:
@@ -161,9 +164,9 @@ def from_rows(original: Array, candidate: Array) -> dict[str, float]:
     return {name: metric.rows(rows) for name, metric in METRICS.items()}
 
 
-def output_error(error: Array, moments: Array, curvature: Array) -> float:
+def output_error(error: Array, inputs: InputMoments, curvature: Array) -> float:
     """Return ½·tr(H Eᵀ G E), the second-order prediction of the output's KL (K-FAC; METHODS §5.9).
 
-    error : (groups, width, outputs).  moments : with the constant last.  curvature : (groups, outputs, outputs).
+    error : (groups, width, outputs).  inputs : their moments.  curvature : (groups, outputs, outputs).
     """
-    return 0.5 * float(np.sum((error.swapaxes(1, 2) @ moments[:, :-1, :-1] @ error) * curvature))
+    return 0.5 * float(np.sum((error.swapaxes(1, 2) @ linear(inputs) @ error) * curvature))

@@ -10,10 +10,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lrfgraph.layers.moments import RidgedRows, RowMoments
 from lrfgraph.layers.pieces import Piece, compose
 from lrfgraph.layers.spec import Array, LayerSpec
 
 __all__ = ["equal_norms", "gradients", "refit"]
+
+Ridged = Array | RidgedRows
 
 RIDGE = 1e-9
 """Keeps the last piece finite where the others are nearly dependent; relative to the mean diagonal."""
@@ -23,7 +26,7 @@ def refit(
     layer: LayerSpec,
     pieces: Sequence[Piece],
     weights: Sequence[Array],
-    moments: Array,
+    moments: Array | RowMoments,
     cross: Array,
     ridge: float,
     steps: int,
@@ -33,7 +36,8 @@ def refit(
     Parameters
     ----------
     weights : where to start, and Ŵ₀.
-    moments, cross : (groups, width, width) and (groups, width, outputs), centred where a bias is refitted apart.
+    moments, cross : (groups, width, width), or rows that are fewer than wide, and (groups, width, outputs); centred
+        where a bias is refitted apart.
     ridge : λ in parts of the mean diagonal of `moments`.
 
     Its parameters are those of the least-squares problem, one each.
@@ -42,12 +46,10 @@ def refit(
     L-BFGS from balanced factors.
     """
     start = [np.asarray(w, dtype=np.float64) for w in weights]
-    scale = np.trace(moments, axis1=1, axis2=2)[:, None, None] / moments.shape[-1]
-    penalty = ridge * np.maximum(scale, 1e-30)
-    g = moments + penalty * np.eye(moments.shape[-1])
+    g, penalty = _ridged(moments, ridge)
     c = cross + penalty * layer.matrix(compose(pieces, start))
     if len(pieces) == 1:  # a kept layer
-        return [_as_kernel(layer, np.stack([_solve(a, b) for a, b in zip(g, c, strict=True)]))]
+        return [_as_kernel(layer, _solutions(g, c))]
     if _is_matrix_pair(layer, pieces):
         return _reduced_rank(pieces, g, c)
     return _descend(layer, pieces, equal_norms(start), g, c, steps)
@@ -62,14 +64,30 @@ def _is_matrix_pair(layer: LayerSpec, pieces: Sequence[Piece]) -> bool:
     return rows == layer.width and pieces[1].parameters == layer.groups * rank * layer.outputs
 
 
-def _reduced_rank(pieces: Sequence[Piece], g: Array, c: Array) -> list[Array]:
+def _reduced_rank(pieces: Sequence[Piece], g: Ridged, c: Array) -> list[Array]:
     """Least squares, then the leading directions of its outputs: the optimum among all matrices of this rank."""
     rank = pieces[0].shape[-1]
-    free = np.stack([_solve(a, b) for a, b in zip(g, c, strict=True)])
+    free = _solutions(g, c)
     _, vectors = np.linalg.eigh(free.swapaxes(1, 2) @ g @ free)
     leading = vectors[:, :, ::-1][:, :, :rank]
     chain = [(free @ leading).reshape(pieces[0].shape), leading.swapaxes(1, 2).reshape(pieces[1].shape)]
     return equal_norms(chain)
+
+
+def _ridged(moments: Array | RowMoments, ridge: float) -> tuple[Ridged, Array]:
+    """Return G + λI and λ, (groups, 1, 1)."""
+    if isinstance(moments, RowMoments):
+        _, count, width = moments.rows.shape
+        scale = np.square(moments.rows).sum(axis=(1, 2), keepdims=True) / (count * width)
+        penalty = max(ridge, RIDGE) * np.maximum(scale, 1e-30)
+        return RidgedRows(moments, penalty), penalty
+    scale = np.trace(moments, axis1=1, axis2=2)[:, None, None] / moments.shape[-1]
+    penalty = ridge * np.maximum(scale, 1e-30)
+    return moments + penalty * np.eye(moments.shape[-1]), penalty
+
+
+def _solutions(g: Ridged, c: Array) -> Array:
+    return g.solve(c) if isinstance(g, RidgedRows) else np.stack([_solve(a, b) for a, b in zip(g, c, strict=True)])
 
 
 def _solve(a: Array, b: Array) -> Array:
@@ -82,7 +100,7 @@ def _solve(a: Array, b: Array) -> Array:
 
 
 def _descend(
-    layer: LayerSpec, pieces: Sequence[Piece], start: list[Array], g: Array, c: Array, steps: int
+    layer: LayerSpec, pieces: Sequence[Piece], start: list[Array], g: Ridged, c: Array, steps: int
 ) -> list[Array]:
     """L-BFGS over all pieces, or over all but the last where that one follows from the others in closed form.
 
@@ -124,7 +142,7 @@ def _last_is_matrix(layer: LayerSpec, pieces: Sequence[Piece]) -> bool:
 
 
 def _best_last(
-    layer: LayerSpec, pieces: Sequence[Piece], weights: Sequence[Array], g: Array, c: Array
+    layer: LayerSpec, pieces: Sequence[Piece], weights: Sequence[Array], g: Ridged, c: Array
 ) -> tuple[Array, Array, Array]:
     """Least squares for the last piece, given the others; with the matrix W of the whole chain and G·W."""
     rows = compose(pieces[:-1], weights).reshape(layer.groups, layer.width, -1)
@@ -132,7 +150,7 @@ def _best_last(
     gram, response = rows.swapaxes(1, 2) @ spread, rows.swapaxes(1, 2) @ c
     size = gram.shape[-1]
     gram += RIDGE * np.trace(gram, axis1=1, axis2=2)[:, None, None] / size * np.eye(size)
-    last = np.stack([_solve(a, b) for a, b in zip(gram, response, strict=True)])
+    last = _solutions(gram, response)
     return last, rows @ last, spread @ last
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lrfgraph.layers.moments import Moments, as_matrix, linear
 from lrfgraph.layers.spec import Array, LayerSpec
 from lrfgraph.methods.algebra import balance, positions_first, principal, transpose
 from lrfgraph.methods.base import Arrays, Method
@@ -64,12 +65,12 @@ def weigh(
     method: Method,
     layer: LayerSpec,
     kernel: Array,
-    moments: Array | None,
+    moments: Moments | None,
     output_weight: Array | None = None,
 ) -> tuple[Array, Unweighting]:
     """Return the weighted canonical kernel, float64, and how to undo the weighting in a chain made from it.
 
-    moments : ``G = E[x xᵀ]``, ``(g, w+1, w+1)``, rows position-major, the bias last (it is left out here); or
+    moments : ``G = E[x xᵀ]``, ``(g, w+1, w+1)`` or the rows, position-major, the bias last (it is left out here); or
         ``None``.  output_weight : H, ``(g, o, o)``, or scales of the outputs, ``(g, o)``, H = diag(scale²), the
         folded BatchNorm for one; or ``None``.
 
@@ -86,13 +87,18 @@ def weigh(
         weighted = weighted * _beside(root, weighted) if root.ndim == 2 else weighted @ _beside(root, weighted)
     if moments is None:
         return weighted, Unweighting(right=right)
-    second = moments[:, :-1, :-1].astype(np.float64)
+    second = linear(moments)
+    second = second.astype(np.float64) if isinstance(second, np.ndarray) else second
     if method.whitens == "row" and (layer.rows == "patch" or layer.positions == 1):
         rows = weighted.reshape(layer.groups, -1, layer.outputs)
-        left, rows = _whiten_outputs(second, rows) if rows.shape[1] > rows.shape[2] else _whiten(second, rows)
+        left, rows = (
+            _whiten_outputs(second, rows) if rows.shape[1] > rows.shape[2] else _whiten(as_matrix(second), rows)
+        )
         return rows.reshape(weighted.shape), Unweighting(left, right)
     tensor = positions_first(weighted)
-    left, flat = _whiten(_channel_moments(layer, second), np.moveaxis(tensor, 1, 2).reshape(*tensor.shape[::2], -1))
+    left, flat = _whiten(
+        _channel_moments(layer, as_matrix(second)), np.moveaxis(tensor, 1, 2).reshape(*tensor.shape[::2], -1)
+    )
     back = flat.reshape(layer.groups, layer.inputs, layer.positions, layer.outputs)
     return np.moveaxis(back, 1, 2).reshape(weighted.shape), Unweighting(left, right)
 
@@ -104,7 +110,7 @@ def _whiten(second: Array, rows: Array) -> tuple[Array, Array]:
     return vectors / root[:, None], root[..., None] * (transpose(vectors) @ rows)
 
 
-def _whiten_outputs(second: Array, rows: Array) -> tuple[Array, Array]:
+def _whiten_outputs(second: Moments, rows: Array) -> tuple[Array, Array]:
     """Return the same from the eigen-decomposition of rowsᵀ·G·rows, (o, o) in place of (S·i, S·i)."""
     values, vectors = _floored(transpose(rows) @ second @ rows, _OUTPUT_FLOOR)
     root = np.sqrt(values)

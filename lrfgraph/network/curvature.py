@@ -17,11 +17,13 @@ import numpy as np
 from lrfgraph.layers.spec import Array, LayerSpec
 from lrfgraph.network.graph import Call, Graph, feed, flatten, run
 from lrfgraph.network.heads import Head
+from lrfgraph.network.memory import Traffic, images_in_flight
 from lrfgraph.network.operations import linear_output, output_call
 
 __all__ = ["curvature"]
 
 
+BATCH = 64
 MOST_ANSWERS = 256
 SOFTNESS = 0.1
 """Mean probability of all but the first answer that a network's own predictions must have to draw from."""
@@ -33,19 +35,24 @@ def curvature(
     images: Any,
     head: Head,
     seed: int = 0,
-    batch: int = 64,
+    batch: int | None = None,
     softness: float = SOFTNESS,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[Array]:
     """Return H, (groups, outputs, outputs) float64, for every layer: summed over positions, mean over images.
 
-    softness : see `SOFTNESS`; 0 draws from the predictions as they are.  Eight parameters, of which a run sets five:
-    the others are what tests and benchmarks vary.
+    batch : images in flight; as many as `network.memory` says by default.  softness : see `SOFTNESS`; 0 draws from
+    the predictions as they are.  Eight parameters, of which a run sets five: the others are what tests and benchmarks
+    vary.
     """
-    answers = _Answers(flatten(model), layers, head)
-    first = np.asarray(answers(images[:MOST_ANSWERS], lambda number, linear: None))
+    graph = flatten(model)
+    answers = _Answers(graph, layers, head)
+    traffic = Traffic.of(graph, model, images.shape[1:])
+    first = _first_answers(answers, images, images_in_flight(traffic.forward, MOST_ANSWERS))
+    batch = batch or images_in_flight(traffic.backward, BATCH)
     temperature = _temperature(first, softness) if answers.tempered else 1.0
-    gradients = _compiled_moments(answers, layers, temperature)
+    worth = float(np.mean(head.answers.worth(first.astype(np.float64))))
+    gradients = _compiled_moments(answers, layers, temperature, worth)
     numbers = head.answers.draw(first.shape)[1:]
     rng = np.random.default_rng(seed)
     sums: list[Array] = [np.zeros((layer.groups, layer.outputs, layer.outputs)) for layer in layers]
@@ -86,12 +93,19 @@ class _Answers:
                 seen(self.index[call.path], linear)
             return linear if open_end else finish(linear)
 
-        outputs = run(self.graph, feed(self.graph, x), handler)[self.graph.outputs[0]]
+        outputs = run(self.graph, feed(self.graph, x), handler, keep=self.graph.outputs)[self.graph.outputs[0]]
         return self.head.of_tensor(outputs, logits=self.has_open_end)
 
 
+def _first_answers(answers: _Answers, images: Any, batch: int) -> Array:
+    """Return the answers to the first images, `batch` of them at once."""
+    stop = min(MOST_ANSWERS, len(images))
+    parts = (answers(images[i : min(i + batch, stop)], lambda number, linear: None) for i in range(0, stop, batch))
+    return np.concatenate([np.asarray(part) for part in parts])
+
+
 def _compiled_moments(
-    answers: _Answers, layers: Sequence[LayerSpec], temperature: float
+    answers: _Answers, layers: Sequence[LayerSpec], temperature: float, worth: float
 ) -> Callable[[Array, Array], list[Any]]:
     """Return a function from a batch and random numbers to the second moments of every layer's gradient."""
     import tensorflow as tf
@@ -107,7 +121,7 @@ def _compiled_moments(
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             y = answers(x, seen)
             softened = y / temperature if answers.tempered else y
-            loss = temperature * answers.head.answers.surprise(softened, draw)
+            loss = temperature * answers.head.answers.surprise(softened, draw, worth)
         slopes = tape.gradient(loss, [z for _, z in outputs], unconnected_gradients="zero")
         totals: list[Any] = [0.0] * len(layers)
         for (number, _), g in zip(outputs, slopes, strict=True):

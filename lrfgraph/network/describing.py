@@ -55,10 +55,11 @@ class Description:
     layers : one per distinct layer, in program order.
     arrays : of layer number n: ``layers/n/kernel`` (canonical), ``bias``, ``scale`` and ``shift`` (BatchNorm folded:
         scale = γ/√(σ²+ε), shift = (bias−μ)·scale+β) and ``depthwise`` (of a separable convolution), float32.
-    structure : as JSON: ``inputs`` and ``outputs`` (slots), ``names`` (of the inputs), ``shapes`` (by slot, one input),
-        ``activation`` (the last one of the first output), ``head`` (what the graph alone says about what the output
-        means, a row of HEADS), ``signature`` (digest of names and configurations that a rebuilt model carries on) and
-        ``uncounted`` (path and class of what multiplies but enters no ``macs``).
+    structure : as JSON: ``calls`` (number of the layer, slots it reads and writes), ``inputs`` and ``outputs`` (slots),
+        ``names`` (of the inputs), ``shapes`` (by slot, one input), ``activation`` (the last one of the first output),
+        ``head`` (what the graph alone says about what the output means, a row of HEADS), ``signature`` (digest of names
+        and configurations that a rebuilt model carries on) and ``uncounted`` (path and class of what multiplies but
+        enters no ``macs``).
     digest : of the whole network.
     """
 
@@ -274,7 +275,9 @@ def _structure(view: _View, names: list[str]) -> dict[str, Any]:
     graph = view.graph
     activation = _last_activation(graph)
     shapes = [view.shapes[slot][1:] for slot in (graph.outputs[0], *graph.inputs)]
+    numbers = {operation: number for number, operation in enumerate(view.calls_of)}
     return {
+        "calls": [[numbers[id(c.operation)], list(c.inputs), list(c.outputs)] for c in graph.calls],
         "inputs": list(graph.inputs),
         "names": names,
         "outputs": list(graph.outputs),

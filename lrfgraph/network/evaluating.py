@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfgraph.errors import DataError
-from lrfgraph.network.graph import input_structure
+from lrfgraph.network.graph import input_structure, is_graph
 from lrfgraph.network.heads import BLOCK, Head
 from lrfgraph.network.measures import standard_error
+from lrfgraph.network.memory import images_forward
 
 __all__ = [
     "compare",
@@ -27,13 +28,16 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
+MOST = 256
+"""Images that run at once, at most."""
 
 
-def predict(model: Any, x: Any, batch: int = 256) -> Array:
+def predict(model: Any, x: Any, batch: int | None = None) -> Array:
     """Return the model's outputs for all images, float32, inference mode, without the growth of ``Model.predict``.
 
     x : array-like of images (`Images` are prepared batch by batch, of several inputs as tuples), or a dict or list of
-    arrays for a model of several inputs. Raises DataError where the number of inputs or outputs does not fit.
+    arrays for a model of several inputs.  batch : images that run at once, at most 256 by what they take by default.
+    Raises DataError where the number of inputs or outputs does not fit.
     """
     import keras
 
@@ -43,9 +47,10 @@ def predict(model: Any, x: Any, batch: int = 256) -> Array:
         raise DataError(f"the model has {len(model.outputs)} outputs; only a model of one output can be measured")
     forward = compiled_forward(model)
     fixed = model.inputs[0].shape[0]
+    step = fixed or batch or _at_once(model, x if parts is None else parts[0])
     outputs = []
-    for start in range(0, count, fixed or batch):
-        chosen = slice(start, start + (fixed or batch))
+    for start in range(0, count, step):
+        chosen = slice(start, start + step)
         piece = x[chosen] if parts is None else tuple(np.asarray(part[chosen]) for part in parts)
         arrays = [np.asarray(array) for array in (piece if isinstance(piece, tuple) else (piece,))]
         if len(arrays) != len(model.inputs):
@@ -55,6 +60,11 @@ def predict(model: Any, x: Any, batch: int = 256) -> Array:
             arrays = [np.resize(array, (fixed, *array.shape[1:])) for array in arrays]
         outputs.append(forward(arrays).numpy()[:size])
     return np.concatenate(outputs) if outputs else np.zeros((0, *model.outputs[0].shape[1:]), np.float32)
+
+
+def _at_once(model: Any, x: Any) -> int:
+    """Images that run forward at once; of a model that is no graph, as many as of a small one."""
+    return images_forward(model, MOST, tuple(x.shape[1:])) if is_graph(model) else MOST
 
 
 def compiled_forward(model: Any) -> Callable[[Any], Any]:

@@ -6,11 +6,11 @@ file knows how Keras keeps its graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Call", "Graph", "Handler", "Slot", "feed", "flatten", "input_names", "input_structure", "run"]
+__all__ = ["Call", "Graph", "Handler", "Slot", "feed", "flatten", "input_names", "input_structure", "is_graph", "run"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def flatten(model: Any) -> Graph:
                 args, kwargs = node.arguments.fill_in(known)
                 inputs = [known[id(x)] for x in node.input_tensors]
                 path = prefix + node.operation.name
-                if isinstance(node.operation, keras.Sequential | keras.models.Model) and _is_graph(node.operation):
+                if isinstance(node.operation, keras.Sequential | keras.models.Model) and is_graph(node.operation):
                     outputs = walk(node.operation, inputs, path + "/")
                 else:
                     outputs = [new_slot(x) for x in node.outputs]
@@ -117,8 +117,8 @@ def feed(graph: Graph, batch: Any) -> dict[int, Any]:
     return dict(zip(graph.inputs, batch if isinstance(batch, tuple) else (batch,), strict=True))
 
 
-def _is_graph(operation: Any) -> bool:
-    """Whether a nested model has a graph to inline (a subclassed one has none)."""
+def is_graph(operation: Any) -> bool:
+    """Whether a model has a graph to walk or to inline (a subclassed one has none)."""
     return hasattr(operation, "_nodes_by_depth") or getattr(operation, "_functional", None) is not None
 
 
@@ -127,18 +127,35 @@ def run(
     values: dict[int, Any],
     handler: Handler | None = None,
     calls: Iterable[Call] | None = None,
+    keep: Collection[int] | None = None,
 ) -> dict[int, Any]:
     """Run `calls` (default: all) on `values` and return `values`, filled in; inference mode.
 
     `handler(call, args, kwargs)` makes a call's outputs in place of the operation itself. Works on eager tensors,
     inside a ``tf.function`` and on Keras' symbolic tensors alike.
+    keep : slots whose values are asked for; any other is dropped as soon as none of these calls reads it. All by
+    default.
     """
     import keras
 
-    for call in graph.calls if calls is None else calls:
+    calls = list(graph.calls if calls is None else calls)
+    dead = {} if keep is None else _last_reads(calls, values, keep)
+    for call in calls:
         args, kwargs = keras.tree.map_structure(
             lambda x: values[x.index] if isinstance(x, Slot) else x, (call.args, call.kwargs)
         )
         outputs = handler(call, args, kwargs) if handler else call.operation(*args, **kwargs)
         values.update(zip(call.outputs, keras.tree.flatten(outputs), strict=True))
+        del args, kwargs, outputs  # else they would live on while the next call runs
+        for slot in dead.get(call.index, ()):
+            del values[slot]
     return values
+
+
+def _last_reads(calls: Sequence[Call], values: Iterable[int], keep: Collection[int]) -> dict[int, list[int]]:
+    """By the index of a call, the slots that nobody reads once it has run."""
+    last = {slot: call.index for call in calls for slot in (*call.outputs, *call.inputs)}
+    dead: dict[int, list[int]] = {}
+    for slot in {*values, *last}.difference(keep):
+        dead.setdefault(last.get(slot, calls[0].index), []).append(slot)
+    return dead

@@ -44,7 +44,8 @@ class Answers:
     divergence : (answers, the original's) → (n,).  worth : the original's answers → (n,), see `Head.divergences`.
     distillation : (teacher's, student's, temperature) → loss.  labelled : (targets, student's) → loss.
     draw : shape of the answers → shape of the uniform numbers that a curvature is drawn with.
-    surprise : (answers, numbers) → the loss whose gradients' second moment is the curvature.
+    surprise : (answers, numbers, mean worth of the network's answers) → the loss whose gradients' second moment is the
+    curvature.
     chosen : whether answers are choices (with a temperature, and a likeliest one) rather than numbers.
     """
 
@@ -53,7 +54,7 @@ class Answers:
     distillation: Callable[[Any, Any, float], Any]
     labelled: Callable[[Any, Any], Any]
     draw: Callable[[tuple[int, ...]], tuple[int, ...]]
-    surprise: Callable[[Any, Any], Any]
+    surprise: Callable[[Any, Any, float], Any]
     chosen: bool
 
 
@@ -186,7 +187,7 @@ def _cross_entropy(labels: Any, student: Any) -> Any:
     return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=student))
 
 
-def _surprise_of_choices(logits: Any, draw: Any) -> Any:
+def _surprise_of_choices(logits: Any, draw: Any, worth: float) -> Any:
     """−log p of choices drawn from the network's own prediction, over the root of how many an image has.
 
     The choices are drawn apart: the second moment of this loss' gradient is then the Fisher matrix of their mean KL.
@@ -229,13 +230,12 @@ def _squared_labels(labels: Any, student: Any) -> Any:
     return tf.reduce_mean(tf.square(tf.cast(labels, student.dtype) - student))
 
 
-def _surprise_of_values(values: Any, draw: Any) -> Any:
+def _surprise_of_values(values: Any, draw: Any, worth: float) -> Any:
     """A random ±1 projection, scaled by the outputs' power: for the relative squared error what −log p is for KL."""
     import tensorflow as tf
 
     signs = tf.where(draw < 0.5, -1.0, 1.0)
-    power = tf.reduce_mean(tf.reduce_sum(tf.reshape(values * values, (tf.shape(values)[0], -1)), 1))
-    return tf.reduce_sum(signs * values) / tf.sqrt(0.5 * tf.stop_gradient(power))
+    return tf.reduce_sum(signs * values) / float(np.sqrt(0.5 * max(worth, SMALLEST)))
 
 
 NUMBERS = Answers(

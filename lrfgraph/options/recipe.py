@@ -309,7 +309,9 @@ class RunOptions(Section):
         low=1,
         only_if={"run.workers": 0, "run.scheduler": None},
     )
-    max_memory: int | None = option(None, BYTES, "Memory that live activations may take", low=1)
+    max_memory: int | None = option(
+        None, BYTES, "Memory that a process may take; none for a share of what is left", low=1
+    )
     until: str | None = option(None, TEXT, "Kind of node to stop after", flag="--until")
 
 

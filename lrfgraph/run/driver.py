@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lrfgraph.engine.events import Event
 from lrfgraph.engine.execute import execute
+from lrfgraph.engine.memory import give_back
 from lrfgraph.engine.nodes import Node, Ref
 from lrfgraph.engine.resolve import Resolution, resolve
 from lrfgraph.engine.runs import LiveRun
@@ -22,6 +23,9 @@ from lrfgraph.options.recipe import Recipe
 from lrfgraph.run.steps import STEPS
 
 __all__ = ["Driver", "Lookup", "Unplanned"]
+
+LONG = 2.0
+"""Seconds after which work is thought to have left much behind, models that refer to themselves for one."""
 
 MOST_NAMED = 5
 """Damaged entries that are named one by one."""
@@ -49,6 +53,7 @@ class Driver:
     run, reused : nodes by kind.  seconds : wall time by stage.  lookups : of a dry run.
     damaged : entries that turned out damaged, and why.  unreadable : keys of those that a dry run came upon and leaves
     as they are.
+    guard : called once before anything of a stage is computed; raises where it cannot be.
     """
 
     recipe: Recipe
@@ -67,6 +72,7 @@ class Driver:
     lookups: list[Lookup] = field(default_factory=list)
     damaged: dict[str, str] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
+    guard: Callable[[], None] | None = None
 
     @property
     def warnings(self) -> list[str]:
@@ -98,7 +104,10 @@ class Driver:
                 on_event=self.note,
                 run=self.live,
             )
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        if seconds > LONG:
+            give_back()
         return refs
 
     def _look_up(self, nodes: Sequence[Node], targets: list[str] | None) -> dict[str, Ref]:
@@ -111,6 +120,9 @@ class Driver:
 
     def note(self, event: Event) -> None:
         """Count what happens to nodes, and pass it on."""
+        if self.guard and event.kind == "progress" and not event.node:
+            guard, self.guard = self.guard, None
+            guard()
         if event.kind == "finished":
             self.run[event.step] += 1
         elif event.kind in ("reused", "waited"):

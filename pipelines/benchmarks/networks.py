@@ -39,6 +39,7 @@ NETWORKS = {
     Path(network.file).stem: network
     for network in (
         Network("resnet20_cifar10.h5", "cifar10", UNIT),
+        Network("mobilenetv2_imagenet.h5", "imagenet_sample", {"data.scale": "1/128", "data.mean": "1"}),
         Network("resnet56_cifar10.h5", "cifar10", IMAGENET),
         Network("resnet8_mlperftiny_cifar10.h5", "cifar10"),
         Network("vgg6_cifar10.h5", "cifar10", stats="cifar10_pixel_stats.npz"),

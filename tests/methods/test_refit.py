@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lrfgraph.layers.moments import RowMoments
 from lrfgraph.layers.pieces import Piece, compose
 from lrfgraph.layers.spec import Array, LayerSpec
 from lrfgraph.methods import refit as module
@@ -108,6 +109,19 @@ def test_a_target_that_the_chain_can_reach_is_reached(method: Method, spec: Laye
 
     found = refit(spec, pieces, near, g, g @ wanted, 0.0, 300)
     assert error(matrix(spec, pieces, found)) < min(1e-4, error(matrix(spec, pieces, near)))
+
+
+@pytest.mark.parametrize(("method", "spec"), PAIRS_FEW, ids=NAMES_FEW)
+def test_few_rows_give_what_their_moments_give(method: Method, spec: LayerSpec) -> None:
+    """The solution is the same, but for where a descent is stopped; the error is what it minimises."""
+    pieces, weights = chain(method, spec)
+    rng = np.random.default_rng(6)
+    rows = rng.normal(size=(spec.groups, max(spec.width // 2, 1), spec.width))
+    g = rows.swapaxes(1, 2) @ rows / rows.shape[1]
+    c = g @ spec.matrix(random_kernel(spec).astype(np.float64))
+    ours, theirs = (refit(spec, pieces, weights, each, c, 1e-2, 60) for each in (RowMoments(rows, False), g))
+    first, second, start = (objective(matrix(spec, pieces, each), g, c) for each in (ours, theirs, weights))
+    assert first == pytest.approx(second, rel=1e-3, abs=1e-3 * abs(start - second))
 
 
 @pytest.mark.parametrize(("method", "spec"), PAIRS_FEW, ids=NAMES_FEW)

@@ -182,3 +182,13 @@ def test_a_network_that_is_sure_of_itself_is_made_unsure() -> None:
     np.testing.assert_allclose(1 - soft.max(-1).mean(), SOFTNESS, rtol=1e-3)
     assert _temperature(logits / 40, SOFTNESS) == 1.0  # soft enough as it is
     assert _temperature(logits, 0.0) == 1.0
+
+
+@pytest.mark.parametrize("head", ["softmax", "values"])
+def test_how_many_images_are_in_flight_changes_nothing_but_rounding(head: str) -> None:
+    """The power that values are measured against is that of many images, not of those beside one."""
+    model, images = net(head), images_of(40)
+    layers = [layer for layer in describe(model).layers if layer.kind]
+    whole, pairs = (curvature(model, layers, images, HEADS[head], SEED, batch=batch) for batch in (None, 2))
+    for one, other in zip(whole, pairs, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-6 * np.abs(one).max())

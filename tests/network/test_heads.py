@@ -170,7 +170,7 @@ def test_the_curvature_of_the_answers_is_that_of_their_kl(name: str) -> None:
     draw = np.random.default_rng(3).random(head.answers.draw(tuple(logits.shape))).astype("float32")
     with tf.GradientTape() as tape:
         tape.watch(logits)
-        loss = head.answers.surprise(logits, draw)
+        loss = head.answers.surprise(logits, draw, 1.0)
     slope = tape.gradient(loss, logits).numpy()
     step = 0.05 * np.random.default_rng(4).normal(size=slope.shape).astype("float32")
     predicted = 0.5 * np.mean(np.sum((slope * step).reshape(len(slope), -1), 1) ** 2)

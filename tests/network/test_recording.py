@@ -63,7 +63,7 @@ def test_one_pass_for_all_layers_equals_one_for_each(make: Any, monkeypatch: pyt
     images = images_for(model)
     layers = [layer for layer in describe(model).layers if layer.kind]
     options = {"rows": 64, "moment_rows": 300, "seed": 2}
-    together = record(model, layers, images, RecordOptions(**options))
+    together = list(record(model, layers, images, RecordOptions(**options)))
     monkeypatch.setattr(recording, "_batch_size", lambda program, images: 7)
     for layer, found in zip(layers, together, strict=True):
         (alone,) = record(model, [layer], images, RecordOptions(**options))
@@ -111,5 +111,5 @@ def test_a_dense_layer_wider_than_its_rows_has_no_moments() -> None:
 def test_progress_counts_images() -> None:
     model, seen = residual(), []
     layers = [layer for layer in describe(model).layers if layer.kind]
-    record(model, layers[:1], images_for(model), progress=lambda done, total, what: seen.append((done, total)))
+    list(record(model, layers[:1], images_for(model), progress=lambda done, total, what: seen.append((done, total))))
     assert seen[-1] == (20, 20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lrfgraph.network.describing import Description, describe
 from lrfgraph.network.heads import HEADS
 from lrfgraph.network.operations import assign_weights, shift_batchnorm
 from lrfgraph.network.rebuilding import Chain, rebuild
+from lrfgraph.network.repair.fit import LEAST_IMAGES, images_for, rows_for
 from lrfgraph.network.repair.streams import FitOptions, Refit, Streams, Substitute
 from tests.network.models import randomize
 
@@ -118,7 +120,9 @@ def test_the_rebuilt_network_is_the_compressed_stream() -> None:
     found = repair(streams, plans)
     streams.go_to(len(streams.graph.calls))
     (slot,) = streams.graph.outputs
-    original, compressed = streams.values[slot]
+    _, stop, values = next(streams.activations(IMAGES).batches([slot]))
+    assert stop == IMAGES
+    original, compressed = values[slot]
     np.testing.assert_allclose(original, outputs(model, images), atol=1e-5)
     np.testing.assert_allclose(compressed, outputs(rebuilt(model, plans, found), images), atol=2e-4)
     assert found[0].bias is not None
@@ -229,10 +233,31 @@ def test_streams_that_do_not_fit_in_memory_live_in_files(tmp_path: Path) -> None
     roomy = repair(Streams(model, images), plans[:2])
     streams = Streams(model, images, 100_000, lambda: tmp_path)
     tight = repair(streams, plans[:2])
-    assert streams.space.count > 0
+    assert streams.shelf.in_file > 0
     assert not list(tmp_path.iterdir())
     for ours, theirs in zip(tight, roomy, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(ours.weights, theirs.weights, strict=True))
+
+
+def test_a_wide_layer_is_refitted_from_few_rows() -> None:
+    """Fewer images than inputs: no square of the width is made, and the error falls as for any layer."""
+    import keras
+
+    k = keras.layers
+    x = keras.Input((200,))
+    model = randomize(keras.Model(x, k.Dense(5, name="head")(k.Dense(30, activation="relu", name="wide")(x))), 2)
+    (plan,) = [replaced(describe(model), "wide", "svd", (6,))]
+    images = np.random.default_rng(0).normal(size=(120, 200)).astype("float32") @ np.diag(np.linspace(2, 0, 200))
+    streams = Streams(model, images.astype("float32"))
+    shapes = []
+
+    def solve(layer: Any, pieces: Any, weights: Any, moments: Any, cross: Any, ridge: float) -> list[np.ndarray]:
+        shapes.append(moments.rows.shape)
+        return SOLVE(layer, pieces, weights, moments, cross, ridge)
+
+    found = streams.refit(plan, solve, FitOptions(4000, 1, 1e-2, 0))
+    assert set(shapes) == {(1, 105, 200)}
+    assert found.after < found.before
 
 
 def test_transposed_layers_are_left_alone() -> None:
@@ -245,3 +270,30 @@ def test_transposed_layers_are_left_alone() -> None:
     found = Streams(model, np.ones((16, 4, 4, 6), "float32")).refit(plan, SOLVE, FitOptions(100, 1, 1e-3, 0))
     assert found.kept
     assert found.weights is plan.weights
+
+
+def test_early_layers_take_few_images_and_late_ones_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images that join later walk the same way: where all stand, the streams are those of whole networks."""
+    monkeypatch.setattr("lrfgraph.network.repair.streams.BATCH", 48)
+    model, images = net(), images_of()
+    plans, streams = plans_of(model), Streams(model, images)
+    options, standing = FitOptions(512, 1, 1e-3, 0), []
+    found = []
+    for plan in plans:
+        found.append(streams.refit(plan, SOLVE, options))
+        standing.append(streams.chunks[-1].stop)
+    assert standing[0] == images_for(plans[0].layer, IMAGES, 512) + 32 == 96  # 64 images, in chunks of 48
+    assert standing[-1] == IMAGES
+    streams.go_to(len(streams.graph.calls))
+    (slot,) = streams.graph.outputs
+    compressed = np.concatenate([values[slot][1] for _, _, values in streams.activations(IMAGES).batches([slot])])
+    np.testing.assert_allclose(compressed, outputs(rebuilt(model, plans, found), images), atol=2e-4)
+
+
+def test_images_follow_from_rows_alone() -> None:
+    layer = plans_of(net())[0].layer  # 8×8 positions
+    assert images_for(layer, 10**6, 65536) == 8 * 65536 // 64
+    assert images_for(layer, 1000, 65536) == 1000
+    assert images_for(layer, 10**6, 8) == LEAST_IMAGES
+    wide = replace(layer, kernel=(1, 3, 3, 4096, 8))
+    assert rows_for(wide, 65536) == (512 << 20) // (4 * 9 * 4096)

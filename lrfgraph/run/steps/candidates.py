@@ -8,6 +8,7 @@ import numpy as np
 
 from lrfgraph.engine.memory import BoundedCache, array_bytes
 from lrfgraph.engine.nodes import Input, Result, Step, Task, digest
+from lrfgraph.layers.moments import Moments, NoMoments, RowMoments
 from lrfgraph.layers.pieces import compose, cost
 from lrfgraph.layers.spec import Array, LayerSpec
 from lrfgraph.methods import METHODS
@@ -16,7 +17,7 @@ from lrfgraph.run.steps.common import layer_of
 
 __all__ = ["STEPS", "decompose", "enumerate_names", "factorize", "factors_of", "noise", "ranks", "score"]
 
-REFERENCES = BoundedCache(1 << 30, keep_last=True)
+REFERENCES = BoundedCache(512 << 20, keep_last=True)
 
 
 def decompose(task: Task) -> Result:
@@ -41,18 +42,15 @@ def _output_weight(task: Task, layer: LayerSpec) -> Array | None:
     return weights.array("scale").astype(np.float64).reshape(layer.groups, layer.outputs)
 
 
-def _moments(record: Input | None, layer: LayerSpec) -> Array | None:
-    """Return the recorded moments, or those of the rows where the layer is wider than what was summed."""
+def _moments(record: Input | None, layer: LayerSpec) -> Moments | None:
+    """Return the recorded moments, or the rows where there are fewer than they are wide: nothing was summed then."""
+    from lrfgraph.layers.rows import grouped
+
     if record is None:
         return None
     if "moments" in record.names():
         return record.array("moments")
-    from lrfgraph.layers.rows import add_moments
-
-    rows = record.array("rows")
-    total = np.zeros((layer.groups, layer.width + 1, layer.width + 1))
-    add_moments(total, layer, rows)
-    return total / len(rows)
+    return RowMoments(grouped(layer, record.array("rows")).astype(np.float64), constant=True)
 
 
 def _prepared(entry: Input) -> dict[str, Array]:
@@ -174,9 +172,7 @@ class _LayerReference:
         self.scale = row("scale", 1.0)
         shift = row("shift", 0.0) if "shift" in stored else row("bias", 0.0)
         moments = _moments(record, layer)
-        if moments is None:
-            moments = np.eye(layer.width + 1)[None].repeat(layer.groups, 0)
-        self.linear = Reference.of(kernel * self.scale, shift, moments)
+        self.linear = Reference.of(kernel * self.scale, shift, NoMoments() if moments is None else moments)
         self.shift = shift
         if record is not None and task.params["tap"] == "activation":
             self.activation = ACTIVATIONS[task.params["tail"]]
@@ -197,9 +193,9 @@ def _reference(task: Task, layer: LayerSpec) -> _LayerReference:
 
 
 STEPS = (
-    Step("decompose", 1, decompose),
+    Step("decompose", 2, decompose),
     Step("ranks", 2, ranks, decides=True),
     Step("noise", 1, noise),
     Step("factorize", 1, factorize),
-    Step("score", 1, score),
+    Step("score", 2, score),
 )

@@ -22,7 +22,7 @@ __all__ = [
     "save_model",
 ]
 
-MODELS = BoundedCache(256 << 20, keep_last=True)
+MODELS = BoundedCache(128 << 20, keep_last=True)
 MODEL_LOCK = threading.Lock()
 VARIABLE_BYTES = 128 << 10
 """What a model that has run holds besides the numbers, by variable: 1.2 MB with 10 of them, 5 MB with 56."""

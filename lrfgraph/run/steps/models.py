@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lrfgraph.engine.memory import BoundedCache
+from lrfgraph.engine.memory import BoundedCache, forget, give_back
 from lrfgraph.engine.nodes import Input, Result, Step, Task
 from lrfgraph.layers.pieces import Piece, whole
 from lrfgraph.layers.spec import Array, LayerSpec
@@ -112,6 +112,7 @@ def repair(task: Task) -> Result:
 
 def _streams(task: Task, last: Streams | None) -> Streams:
     """Return the streams of this network, with the layers before this one refitted."""
+    from lrfgraph.network.memory import stream_limit
     from lrfgraph.network.precision import to_single_precision
     from lrfgraph.network.repair.streams import Streams
 
@@ -122,7 +123,7 @@ def _streams(task: Task, last: Streams | None) -> Streams:
         return last
     images, _ = images_of(task.inputs["data"], task.locators, "repair")
     network = to_single_precision(fresh_network_of(model, task.locators["trust"]))
-    streams = Streams(network, images[:], task.locators.get("max_memory"), task.scratch)
+    streams = Streams(network, images, stream_limit(task.locators.get("max_memory")), task.scratch)
     layers = layers_of(model)
     for candidate in previous:
         refit = refits[candidate.layer]
@@ -149,6 +150,8 @@ def finetune(task: Task) -> Result:
     from lrfgraph.network.precision import single_precision
     from lrfgraph.network.training import Split, finetune
 
+    forget()  # what candidates were scored with: a course takes long, and needs the memory for itself
+    give_back()
     data, student, teacher = (task.inputs[name] for name in ("data", "student", "teacher"))
     training, validation = (Split(*images_of(data, task.locators, part)) for part in ("train", "validation"))
     network = fresh_network_of(student, task.locators["trust"])
@@ -212,8 +215,8 @@ def _kept_rows(outputs: Array) -> Array:
 
 STEPS = (
     Step("rebuild", 3, rebuild),
-    Step("repair", 3, repair),
+    Step("repair", 4, repair),
     Step("finetune", 3, finetune),
     Step("export", 2, export),
-    Step("evaluate", 4, evaluate),
+    Step("evaluate", 5, evaluate),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from lrfgraph.engine.nodes import Result, Step, Task
 from lrfgraph.options.recipe import RecordOptions
 from lrfgraph.run.steps.common import float32_network_of, named_layer
@@ -10,7 +12,7 @@ from lrfgraph.run.steps.sources import images_of
 __all__ = ["STEPS"]
 
 
-def record_together(tasks: list[Task]) -> list[Result]:
+def record_together(tasks: list[Task]) -> Iterator[Result]:
     from lrfgraph.network.recording import record
 
     first = tasks[0]
@@ -18,14 +20,9 @@ def record_together(tasks: list[Task]) -> list[Result]:
     options = RecordOptions(**first.params["options"])
     layers = [named_layer(task) for task in tasks]
     network = float32_network_of(first.inputs["model"], first.locators["trust"])
-    recordings = record(network, layers, images, options, first.progress)
-    return [
-        Result(
-            {"count": r.count, "images": len(images)},
-            {"rows": r.rows} | ({} if r.moments is None else {"moments": r.moments}),
-        )
-        for r in recordings
-    ]
+    for one in record(network, layers, images, options, first.progress, first.scratch):
+        arrays = {"rows": one.rows} | ({} if one.moments is None else {"moments": one.moments})
+        yield Result({"count": one.count, "images": len(images)}, arrays)
 
 
 def curvature_together(tasks: list[Task]) -> list[Result]:
@@ -47,7 +44,7 @@ def curvature_together(tasks: list[Task]) -> list[Result]:
 
 
 def record(task: Task) -> Result:
-    return record_together([task])[0]
+    return next(record_together([task]))
 
 
 def curvature(task: Task) -> Result:
@@ -56,5 +53,5 @@ def curvature(task: Task) -> Result:
 
 STEPS = (
     Step("record", 1, record, record_together),
-    Step("curvature", 4, curvature, curvature_together),
+    Step("curvature", 5, curvature, curvature_together),
 )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["STEPS", "data", "describe", "images_of", "try_preprocessings"]
 
-IMAGES = BoundedCache(1 << 30, keep_last=True)
+IMAGES = BoundedCache(256 << 20, keep_last=True)
 
 
 def describe(task: Task) -> Result:
@@ -75,6 +75,7 @@ def data(task: Task) -> Result:
             arrays[f"{name}/indices"] = part.indices
         if name == "validation" and targets is not None:
             arrays["validation/y"] = targets
+    sources.release(options, base)
     how, statistics = snapshot.preprocessing_arrays(preprocessings)
     arrays |= snapshot.kept_arrays(kept) | statistics
     result = {
@@ -214,6 +215,6 @@ def try_preprocessings(model: Input, entry: Input, locators: Mapping[str, Any]) 
 
 
 STEPS = (
-    Step("describe", 7, describe, decides=True),
+    Step("describe", 8, describe, decides=True),
     Step("data", 3, data, decides=True),
 )
