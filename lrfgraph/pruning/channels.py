@@ -45,10 +45,13 @@ class Channels:
                     if second in texts:
                         texts.setdefault(first, texts.pop(second))
 
-    def keep(self, numbers: Numbers, reason: str) -> None:
-        """Let channels stay whatever their score."""
+    def keep(self, numbers: Numbers, reason: str, above_all: bool = False) -> None:
+        """Let channels stay whatever their score; the first reason is told, or one that stands above all."""
         for number in dict.fromkeys(numbers.ravel().tolist()):
-            self._reasons.setdefault(self._root(number), reason)
+            if above_all:
+                self._reasons[self._root(number)] = reason
+            else:
+                self._reasons.setdefault(self._root(number), reason)
 
     def note(self, numbers: Numbers, note: str) -> None:
         """Say what the removal of channels changes beside their own values."""

@@ -64,7 +64,7 @@ class _Problem:
     @classmethod
     def of(cls, reader: Reader, group: int, channels: tuple[int, ...]) -> _Problem:
         weights = reader.matrix[group] @ reader.scale[group]
-        inverse = np.linalg.inv(_ridged(reader.moments[group], reader.constant))
+        inverse: Floats = np.asarray(np.linalg.inv(_ridged(reader.moments[group], reader.constant)))
         numbers = reader.numbers[group]
         rows = {channel: np.flatnonzero(numbers == channel) for channel in channels}
         return cls(

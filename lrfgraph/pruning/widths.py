@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -12,7 +12,9 @@ from lrfgraph.errors import ConfigurationError
 from lrfgraph.pruning.base import Ranking
 from lrfgraph.pruning.channels import Dependencies
 
-__all__ = ["Widths", "by_loss", "by_share", "uniform"]
+__all__ = ["SPREADS", "Widths", "by_loss", "by_share", "uniform"]
+
+Spread = Callable[[Dependencies, Mapping[str, Ranking], float | None, float | None], "Widths"]
 
 STEPS = 64
 """Steps in which a group narrows, at most."""
@@ -146,3 +148,7 @@ def _too_small(dependencies: Dependencies, limits: Sequence[float], least: Seque
     return ConfigurationError(
         f"one channel a group is the least that can be kept, which is {' and '.join(shares)}; ask for more"
     )
+
+
+SPREADS: dict[str, Spread] = {"loss": by_loss, "uniform": uniform}
+"""Ways to spread what is to go over the groups: where it loses least, or an equal share of each."""

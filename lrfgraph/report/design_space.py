@@ -68,6 +68,8 @@ def configurations(compression: Compression) -> list[dict[str, Any]]:
     exported = compression.driver.data(compression.exported) if compression.exported else {}
     for name, parts in compression.measured.items():
         counts = {"parameters": network.parameters, "macs": network.macs} if name == "baseline" else exported
+        if name == "pruned" and compression.pruned is not None:
+            counts = compression.driver.data(compression.pruned)
         measures = {part: parts.get(part, {}) for part in ("validation", "test")}
         rows.append(
             {"name": name, "parameters": counts.get("parameters"), "macs": counts.get("macs")}

@@ -19,14 +19,16 @@ from lrfgraph.engine.store import CorruptEntry, Store
 from lrfgraph.errors import DataError, ModelError
 from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.network.heads import HEADS
+from lrfgraph.options.recipe import Recipe
 from lrfgraph.run import nodes
 from lrfgraph.run.choosing import choose, probe
 from lrfgraph.run.driver import Driver
 from lrfgraph.run.given import given_candidates
+from lrfgraph.run.pruning import prune
 from lrfgraph.run.state import Compression, Exploration, Network, kept_reason
 from lrfgraph.selection.problem import CandidateId
 
-__all__ = ["STAGES", "Stage", "describe", "model_identity", "read_ahead", "read_model", "stages_until"]
+__all__ = ["STAGES", "Stage", "describe", "model_identity", "read_ahead", "read_model", "stages_of"]
 
 CHANCE_ERRORS = 3.0
 """Standard errors above chance that a baseline must be, else its preprocessing is taken to be wrong."""
@@ -121,9 +123,10 @@ def _inputs(structure: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 def divide_images(driver: Driver, compression: Compression) -> Compression:
     """Divide the images, and read the configuration that is to be used as it is, if there is one."""
     network, recipe = compression.network, driver.recipe
-    if not any(True for _ in network.factorizable()):
-        raise ModelError(_nothing_to_do(network))
-    compression = replace(compression, given=given_candidates(driver, network))
+    if not recipe.prune.alone:
+        if not any(True for _ in network.factorizable()):
+            raise ModelError(_nothing_to_do(network))
+        compression = replace(compression, given=given_candidates(driver, network))
     if recipe.data.source is None:
         return compression.noted(
             "no images given: similarities are those of the weights, no accuracy was measured, nothing was fine-tuned; "
@@ -254,7 +257,9 @@ def rebuild(driver: Driver, compression: Compression) -> Compression:
 
 def finish(driver: Driver, compression: Compression) -> Compression:
     """Fine-tune once what is nearer to the original, repaired or not, and write it out."""
-    final, notes = _choose_repaired_or_factorized(driver, compression)
+    final, notes = "pruned", list[str]()
+    if not driver.recipe.prune.alone:
+        final, notes = _choose_repaired_or_factorized(driver, compression)
     models = dict(compression.models)
     finished = driver.carry_out("finish", nodes.finish_nodes(compression.network, models[final]))
     if "finetune" in finished:
@@ -291,9 +296,12 @@ def _choose_repaired_or_factorized(driver: Driver, compression: Compression) -> 
 def _count_notes(driver: Driver, compression: Compression) -> list[str]:
     """Say so if the written file does not have the parameters and MACs that the decision promised."""
     assert compression.exported is not None
-    assert compression.decision is not None
-    counted = driver.data(compression.exported)
-    planned = {"parameters": compression.decision.parameters, "macs": compression.decision.macs}
+    counted, decision = driver.data(compression.exported), compression.decision
+    if decision is not None:
+        planned = {"parameters": decision.parameters, "macs": decision.macs}
+    else:
+        assert compression.pruned is not None
+        planned = {name: driver.data(compression.pruned)[name] for name in ("parameters", "macs")}
     return [
         f"{counted[name]:,} {name} are in the written file, {plan:,} were planned; please report this"
         for name, plan in planned.items()
@@ -344,6 +352,7 @@ def read_ahead(driver: Driver, compression: Compression) -> None:
 STAGES = (
     Stage("data", ("data",), divide_images),
     Stage("baseline", (), measure_original),
+    Stage("prune", ("couple", "importance", "widths", "prune"), prune),
     Stage("explore", ("record", "curvature", "decompose", "ranks"), explore),
     Stage("candidates", ("factorize", "score", "noise"), score_candidates),
     Stage("probe", ("probe",), probe),
@@ -354,10 +363,19 @@ STAGES = (
 )
 """What follows `describe`, in order."""
 
+FACTORIZING = {"explore", "candidates", "probe", "select", "rebuild"}
+"""Stages of a run that does not stop at the pruned network."""
 
-def stages_until(kind: str | None) -> tuple[Stage, ...]:
-    """Return the stages up to the one with this kind of node; all of them for none."""
+
+def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
+    """Return the stages that a recipe asks for, up to the one with the kind of node that it stops after."""
+    kind, prune = recipe.run.until, recipe.prune
     if kind == "describe":
         return ()
-    ends = (index for index, stage in enumerate(STAGES, 1) if kind in stage.kinds)
-    return STAGES[: next(ends, len(STAGES))]
+    stages = tuple(
+        stage
+        for stage in STAGES
+        if (stage.name != "prune" or prune.method) and not (prune.alone and stage.name in FACTORIZING)
+    )
+    ends = (index for index, stage in enumerate(stages, 1) if kind in stage.kinds)
+    return stages[: next(ends, len(stages))]

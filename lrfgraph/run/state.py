@@ -113,9 +113,10 @@ class Compression:
 
     driver : what carried it out: counts of nodes, seconds, the store.
     given : the candidates of a configuration that is used as it is, ``None`` where a policy decides.
-    baseline : measures of the original on validation images.  decision : one choice a layer.
-    points : what a policy that searches measured.  models : the entry of each stage (``factorized``, ``repaired``,
-    ``finetuned``).  final : the stage that is written out.  exported : entry of the written files.
+    baseline : measures of the original on validation images.  pruned : which channels went.
+    decision : one choice a layer.  points : what a policy that searches measured.
+    models : the entry of each stage (``pruned``, ``factorized``, ``repaired``, ``finetuned``).  final : the stage that
+    is written out.  exported : entry of the written files.
     history : of fine-tuning, by epoch.  measured : by stage and split.  notes : what a person should know.
     stopped : whether ``run.until`` cut the stages short.
     """
@@ -124,6 +125,7 @@ class Compression:
     network: Network
     given: tuple[CandidateId, ...] | None = None
     baseline: Ref | None = None
+    pruned: Ref | None = None
     exploration: Exploration = field(default_factory=Exploration)
     decision: Decision | None = None
     points: tuple[Point, ...] = ()

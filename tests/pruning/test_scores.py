@@ -125,3 +125,19 @@ def test_refit_leaves_what_reads_nothing_removed() -> None:
     left, cut = ((each - reader.matrix[0]) for each in (refitted[0], zeroed))
     power = reader.moments[0]
     assert np.trace(left.T @ power @ left) < 0.9 * np.trace(cut.T @ power @ cut)
+
+
+GOLDEN: dict[str, tuple[int, tuple[int, ...], tuple[float, ...]]] = {
+    "features": (1, (2, 5, 0, 4, 3, 1), (164.931, 667.832, 1967.99, 3594.04, 6685.98, 10996.1)),
+    "l1": (1, (4, 2, 5, 1, 0, 3), (0.123425, 0.275783, 0.435952, 0.601969, 0.79005, 1.0)),
+    "fpgm": (1, (4, 5, 2, 1, 0, 3), (0.153025, 0.309719, 0.471062, 0.635491, 0.804877, 1.0)),
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_numbers_change_with_a_version_only(name: str) -> None:
+    version, order, losses = GOLDEN[name]
+    ranking = SCORES[name].rank(example())
+    assert SCORES[name].version == version
+    assert ranking.order == order
+    assert ranking.losses == pytest.approx(losses, rel=1e-4)

@@ -170,5 +170,5 @@ def walk(model: Any, image_shape: Shape | None = None) -> Walk:
             rule(done, call)
     for slot in graph.outputs:
         for numbers in done.known(slot).values():
-            done.channels.keep(numbers, "leaves the network")
+            done.channels.keep(numbers, "leaves the network", above_all=True)
     return done

@@ -1,0 +1,131 @@
+"""The nodes of filter pruning and the stage that carries them out (METHODS §7)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import filter as matching
+from fnmatch import fnmatch
+from typing import Any
+
+from lrfgraph.engine.nodes import Node, Ref
+from lrfgraph.errors import ConfigurationError, ModelError
+from lrfgraph.options.pruning import PruneOptions
+from lrfgraph.pruning import SCORES
+from lrfgraph.pruning.channels import Dependencies, Group
+from lrfgraph.run import nodes
+from lrfgraph.run.driver import Driver
+from lrfgraph.run.state import Compression, Network
+from lrfgraph.run.steps.common import geometry
+from lrfgraph.run.steps.pruning import dependencies_of, removed_channels
+
+__all__ = ["check", "prune"]
+
+Records = dict[str, Mapping[str, Ref]]
+
+
+def prune(driver: Driver, compression: Compression) -> Compression:
+    """Rank the channels of every group, say how many go, and remove them."""
+    network, options = compression.network, driver.recipe.prune
+    couple = _couple_node(network)
+    coupled = driver.carry_out("couple", [couple])[couple.name]
+    driver.data(coupled)
+    dependencies = dependencies_of(driver.store.open(coupled))
+    chosen, notes = _groups(dependencies, options.skip, network)
+    records = _records(driver, network, [dependencies.groups[index] for index in chosen])
+    ranked = {index: _importance_node(network, coupled, dependencies.groups[index], index, records) for index in chosen}
+    refs = driver.carry_out("importance", list(ranked.values()))
+    widths = _widths_node(network, coupled, {index: refs[node.name] for index, node in ranked.items()})
+    decided = driver.carry_out("widths", [widths])[widths.name]
+    removed = set(removed_channels(driver.data(decided)))
+    readers = dict.fromkeys(
+        reader
+        for index in chosen
+        for reader in dependencies.groups[index].readers
+        if removed & set(dependencies.groups[index].channels)
+    )
+    node = _prune_node(network, coupled, decided, list(readers), records)
+    model = driver.carry_out("prune", [node])[node.name]
+    return compression.noted(*notes, pruned=decided, models={"pruned": model}, final="pruned")
+
+
+def _groups(dependencies: Dependencies, skip: Sequence[str], network: Network) -> tuple[list[int], list[str]]:
+    """Numbers of the groups that may become narrower, and what is to be said about the others."""
+    names = [layer.name for layer in network.layers]
+    idle = [pattern for pattern in skip if not matching(names, pattern)]
+    notes = [f"prune.skip: no layer matches {', '.join(map(repr, idle))}; `inspect` lists the layers"] if idle else []
+    chosen = [
+        index
+        for index, group in enumerate(dependencies.groups)
+        if len(group.channels) > 1 and not any(fnmatch(layer, pattern) for layer in group.layers for pattern in skip)
+    ]
+    if not chosen:
+        reasons = "; ".join(dict.fromkeys(dependencies.kept.values())) or "it has no layer that writes channels"
+        raise ModelError(f"no channel of the model can be removed: {reasons}; nothing to prune")
+    return chosen, notes
+
+
+def _records(driver: Driver, network: Network, groups: Sequence[Group]) -> Records:
+    """What was recorded of the layers that read the channels, where the score or the refit needs it."""
+    options, score = driver.recipe.prune, SCORES[driver.recipe.prune.score]
+    if network.data is None or not (score.reads or options.refit):
+        return {"record": {}, "curvature": {}}
+    names = {reader for group in groups for reader in group.readers}
+    layers = [layer for layer in network.layers if layer.name in names]
+    recorded = nodes.record_nodes(network, layers)
+    curvatures = nodes.curvature_nodes(network, layers) if score.reads else {}
+    refs = driver.carry_out("explore", [*recorded.values(), *curvatures.values()])
+    return {"record": nodes.refs_of(recorded, refs), "curvature": nodes.refs_of(curvatures, refs)}
+
+
+def _couple_node(network: Network) -> Node:
+    """The same network under other names has other groups, by name; at another size other MACs."""
+    params = {"signature": network.signature, "macs": network.macs}
+    return Node("couple", "couple", params, {"model": network.original}, network.locators_with())
+
+
+def _importance_node(network: Network, coupled: Ref, group: Group, index: int, records: Records) -> Node:
+    score = SCORES[network.recipe.prune.score]
+    readers = group.readers if score.reads else ()
+    params = {"score": score.name, "version": score.version, "group": index}
+    params["layers"] = {name: _layer(network, name) for name in readers}
+    inputs: dict[str, str | Ref] = {"dependencies": coupled}
+    inputs |= {f"{name}/weights": network.weights(network.layer(name)) for name in (*group.layers, *readers)}
+    for kind, refs in records.items():
+        inputs |= {f"{name}/{kind}": refs[name] for name in readers if name in refs}
+    return Node(f"{group.name}/{score.name}/importance", "importance", params, inputs)
+
+
+def _layer(network: Network, name: str) -> dict[str, Any]:
+    """What a reader's matrix depends on."""
+    layer = network.layer(name)
+    return {**geometry(layer), "bias": layer.bias, "batchnorm": "norm" if layer.batchnorm else ""}
+
+
+def _widths_node(network: Network, coupled: Ref, ranked: Mapping[int, Ref]) -> Node:
+    options = network.recipe.prune
+    spread = options.spread or ("loss" if SCORES[options.score].predicts else "uniform")
+    params = {"groups": list(ranked), "keep": options.keep, "params": options.params, "macs": options.macs}
+    inputs: dict[str, str | Ref] = {f"{index}/importance": ref for index, ref in ranked.items()}
+    return Node("widths", "widths", {**params, "spread": spread}, {"dependencies": coupled, **inputs})
+
+
+def _prune_node(network: Network, coupled: Ref, decided: Ref, readers: Sequence[str], records: Records) -> Node:
+    refits = [name for name in readers if network.recipe.prune.refit and name in records["record"]]
+    params = {"refits": refits, "signature": network.signature}
+    inputs: dict[str, str | Ref] = {"model": network.original, "dependencies": coupled, "widths": decided}
+    inputs |= {f"{name}/weights": network.weights(network.layer(name)) for name in refits}
+    inputs |= {f"{name}/record": records["record"][name] for name in refits}
+    return Node("prune", "prune", params, inputs, network.locators_with())
+
+
+def check(options: PruneOptions, has_images: bool) -> None:
+    """Raise where the recipe does not say how much is to go, or asks for what needs images without any."""
+    if options.keep is None and options.params is None and options.macs is None:
+        raise ConfigurationError(
+            "pruning must be told how much stays, received nothing; give --keep, prune.params or prune.macs"
+        )
+    if SCORES[options.score].reads and not has_images:
+        raise ConfigurationError(
+            f"score {options.score} looks at activations, received no images; give some with --data, or take "
+            "--set prune.score=l1"
+        )
