@@ -251,7 +251,7 @@ SPECIAL = {
 """Recipes with kinds of nodes that the others do not have."""
 
 
-PRUNING = {"couple", "importance", "widths", "prune"}
+PRUNING = {"couple", "importance", "widths", "prune", "adjust"}
 """Kinds of nodes of filter pruning."""
 
 

@@ -12,7 +12,7 @@ __all__ = ["ALONE", "UNREAD", "PruneOptions"]
 WITH_PRUNING = {"prune.method": SET}
 WITHOUT_SHARE = WITH_PRUNING | {"prune.keep": None}
 
-UNREAD = ("explore", "similarity", "select", "repair")
+UNREAD = ("explore", "similarity", "select")
 """Sections that are not read where channels are pruned and nothing is factorized."""
 ALONE = ("prune.method=fbp", "prune.alone=true")
 """What asks for that."""

@@ -44,8 +44,15 @@ def prune(driver: Driver, compression: Compression) -> Compression:
         if removed & set(dependencies.groups[index].channels)
     )
     node = _prune_node(network, coupled, decided, list(readers), records)
-    model = driver.carry_out("prune", [node])[node.name]
-    return compression.noted(*notes, pruned=decided, models={"pruned": model}, final="pruned")
+    chain = [node]
+    if network.repairs:
+        curvatures = nodes.curvature_nodes(
+            network, [layer for layer in network.layers if layer.kind and not layer.kept]
+        )
+        chain += [*curvatures.values(), _adjust_node(network, node, curvatures)]
+    refs = driver.carry_out("prune", chain)
+    models = {stage: refs[name] for stage, name in (("pruned", "prune"), ("repaired", "adjust")) if name in refs}
+    return compression.noted(*notes, pruned=decided, models=models, final="pruned")
 
 
 def _groups(dependencies: Dependencies, skip: Sequence[str], network: Network) -> tuple[list[int], list[str]]:
@@ -116,6 +123,14 @@ def _prune_node(network: Network, coupled: Ref, decided: Ref, readers: Sequence[
     inputs |= {f"{name}/weights": network.weights(network.layer(name)) for name in refits}
     inputs |= {f"{name}/record": records["record"][name] for name in refits}
     return Node("prune", "prune", params, inputs, network.locators_with())
+
+
+def _adjust_node(network: Network, pruned: Node, curvatures: Mapping[str, Node]) -> Node:
+    options = {name: getattr(network.recipe.repair, name) for name in ("rows", "rounds", "ridge")}
+    params = {**pruned.params, "options": options | {"seed": network.recipe.record.seed}}
+    inputs = {**pruned.inputs, "data": network.split("repair")}
+    inputs |= {f"{name}/curvature": node.name for name, node in curvatures.items()}
+    return Node("adjust", "adjust", params, inputs, network.locators_with(max_memory=network.recipe.run.max_memory))
 
 
 def check(options: PruneOptions, has_images: bool) -> None:

@@ -257,9 +257,7 @@ def rebuild(driver: Driver, compression: Compression) -> Compression:
 
 def finish(driver: Driver, compression: Compression) -> Compression:
     """Fine-tune once what is nearer to the original, repaired or not, and write it out."""
-    final, notes = "pruned", list[str]()
-    if not driver.recipe.prune.alone:
-        final, notes = _choose_repaired_or_factorized(driver, compression)
+    final, notes = _choose_repaired_or(driver, compression, "pruned" if driver.recipe.prune.alone else "factorized")
     models = dict(compression.models)
     finished = driver.carry_out("finish", nodes.finish_nodes(compression.network, models[final]))
     if "finetune" in finished:
@@ -276,21 +274,21 @@ def finish(driver: Driver, compression: Compression) -> Compression:
     return compression
 
 
-def _choose_repaired_or_factorized(driver: Driver, compression: Compression) -> tuple[str, list[str]]:
-    """Go on from the repaired model, unless on validation images it is further from the original than before."""
+def _choose_repaired_or(driver: Driver, compression: Compression, before: str) -> tuple[str, list[str]]:
+    """Go on from the repaired model, unless on validation images it is further from the original than `before`."""
     if "repaired" not in compression.models:
-        return "factorized", []
+        return before, []
     judged = {
         stage: nodes.evaluate_node(
             compression.network, stage, compression.models[stage], "validation", compression.baseline
         )
-        for stage in ("factorized", "repaired")
+        for stage in (before, "repaired")
     }
     refs = driver.carry_out("evaluate", list(judged.values()))
-    before, after = (driver.data(refs[node.name]).get("kl", 0.0) for node in judged.values())
-    if after <= before:
+    far, near = (driver.data(refs[node.name]).get("kl", 0.0) for node in judged.values())
+    if near <= far:
         return "repaired", []
-    return "factorized", ["repair brought the network no nearer to the original; the factors are kept as they were"]
+    return before, ["repair brought the network no nearer to the original; its weights are kept as they were"]
 
 
 def _count_notes(driver: Driver, compression: Compression) -> list[str]:
@@ -352,7 +350,7 @@ def read_ahead(driver: Driver, compression: Compression) -> None:
 STAGES = (
     Stage("data", ("data",), divide_images),
     Stage("baseline", (), measure_original),
-    Stage("prune", ("couple", "importance", "widths", "prune"), prune),
+    Stage("prune", ("couple", "importance", "widths", "prune", "adjust"), prune),
     Stage("explore", ("record", "curvature", "decompose", "ranks"), explore),
     Stage("candidates", ("factorize", "score", "noise"), score_candidates),
     Stage("probe", ("probe",), probe),

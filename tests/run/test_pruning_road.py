@@ -25,6 +25,7 @@ MODEL, IMAGES = DATA / "tiny_cnn.keras", DATA / "tiny_digits.npz"
 SMALL = {
     "data": {"source": str(IMAGES), "scale": 1 / 255, "calibration": 100, "validation": 60},
     "prune": {"params": 0.6},
+    "repair": {"enabled": False},
     "finetune": {"epochs": 0},
 }
 
@@ -112,6 +113,18 @@ def test_the_refit_brings_the_network_nearer(pruned: Callable[..., api.Compressi
     assert near < 0.8 * far
 
 
+def test_repair_brings_the_network_nearer_still(cache: Path) -> None:
+    sections = {**SMALL, "repair": {"images": 200, "rows": 4096, "rounds": 1}, "run": {"cache": str(cache)}}
+    compression = api.prune(MODEL, Recipe.from_dict(sections))
+    assert compression.final == "repaired"
+    before, after = (compression.measured[stage]["validation"]["kl"] for stage in ("pruned", "repaired"))
+    assert after < before
+    adjusted = compression.driver.data(compression.models["repaired"])
+    assert adjusted["errors"]
+    sections["repair"] = {**sections["repair"], "rounds": 2}
+    assert set(api.prune(MODEL, Recipe.from_dict(sections)).driver.run) == {"adjust", "export", "evaluate"}
+
+
 def test_a_plan_says_what_is_missing_and_then_nothing(pruned: Callable[..., api.Compression], cache: Path) -> None:
     pruned()
     sections = {**SMALL, "prune": {**SMALL["prune"], "method": "fbp", "alone": True}, "run": {"cache": str(cache)}}
@@ -166,7 +179,8 @@ def test_the_command_writes_a_smaller_model(call: Call, cache: Path, tmp_path: P
     model = keras.models.load_model(out / "compressed.keras", compile=False)
     assert count(model).parameters == summary["final"]["parameters"] == summary["pruned"]["parameters"]
     assert summary["finetuned"]["accuracy"]["validation"] is not None
-    assert summary["factorized"] is summary["repaired"] is None
+    assert summary["factorized"] is None
+    assert summary["repaired"]["parameters"] == summary["pruned"]["parameters"]
     assert {group["name"] for group in summary["pruning"]["groups"]} == {"conv1", "conv2", "hidden"}
     assert (out / "recipe.toml").read_text().count('method = "fbp"') == 1
     assert not (out / "hybrid.toml").exists()
@@ -204,4 +218,4 @@ def test_without_images_channels_go_by_their_filters(call: Call, cache: Path, tm
 
 
 def test_steps_of_pruning_are_steps() -> None:
-    assert {"couple", "importance", "widths", "prune"} <= STEPS.keys()
+    assert {"couple", "importance", "widths", "prune", "adjust"} <= STEPS.keys()

@@ -14,45 +14,56 @@ from lrfgraph.network.graph import Call, feed, input_structure, run
 from lrfgraph.network.pruning.walking import Setting, Walk
 from lrfgraph.pruning.channels import Numbers
 
-__all__ = ["masked_outputs", "narrow"]
+__all__ = ["Narrower", "masked_outputs", "narrow"]
 
 
-def narrow(model: Any, walk: Walk, removed: Iterable[int], refits: Mapping[str, Mapping[str, Array]] | None = None
-           ) -> Any:  # fmt: skip
+def narrow(
+    model: Any, walk: Walk, removed: Iterable[int], refits: Mapping[str, Mapping[str, Array]] | None = None
+) -> Any:
     """Return a new model without some channels of `walk`, which is that of `model`.
 
     Nested models are inlined, ``outer/inner`` becomes ``outer_inner``; shared layers stay shared, inputs and outputs
     keep their structure.  refits : by path, weights by name, in the original's shapes, that take the place of
     the layer's own before its channels are removed.
     """
-    import keras
-
-    gone = walk.channels.roots(np.fromiter(removed, np.int64))
-    cloner = _Narrower(walk, gone, refits or {})
-    inputs = [
-        keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name.partition("/")[0])
-        for tensor in model.inputs
-    ]
-    values = run(walk.graph, dict(zip(walk.graph.inputs, inputs, strict=True)), cloner.call)
-    cloner.fill()
-    outputs = [values[slot] for slot in walk.graph.outputs]
-    structure = model.outputs[0] if isinstance(model, keras.Sequential) else model.output
-    return keras.Model(
-        keras.tree.pack_sequence_as(input_structure(model), inputs),
-        keras.tree.pack_sequence_as(structure, outputs),
-        name=model.name,
-    )
+    return Narrower(walk, removed, refits or {}).build(model)
 
 
-class _Narrower:
-    """Makes a narrower twin of every operation, once however often it is called, and fills it with weights."""
+class Narrower:
+    """Makes a narrower twin of every operation, once however often it is called, and fills it with weights.
 
-    def __init__(self, walk: Walk, gone: Numbers, refits: Mapping[str, Mapping[str, Array]]) -> None:
-        self.walk, self.gone, self.refits = walk, gone, refits
+    twins : by the original's id, its path, itself and its twin.
+    """
+
+    def __init__(self, walk: Walk, removed: Iterable[int], refits: Mapping[str, Mapping[str, Array]]) -> None:
+        self.walk, self.refits = walk, refits
+        self.gone = walk.channels.roots(np.fromiter(removed, np.int64))
         self.twins: dict[int, tuple[str, Any, Any]] = {}
         self.names: set[str] = {call.path for call in walk.graph.calls if "/" not in call.path}
 
-    def call(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def build(self, model: Any) -> Any:
+        """Return the narrower model; see `narrow`."""
+        import keras
+
+        inputs = [
+            keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name.partition("/")[0])
+            for tensor in model.inputs
+        ]
+        values = run(self.walk.graph, dict(zip(self.walk.graph.inputs, inputs, strict=True)), self._call)
+        self._fill()
+        outputs = [values[slot] for slot in self.walk.graph.outputs]
+        structure = model.outputs[0] if isinstance(model, keras.Sequential) else model.output
+        return keras.Model(
+            keras.tree.pack_sequence_as(input_structure(model), inputs),
+            keras.tree.pack_sequence_as(structure, outputs),
+            name=model.name,
+        )
+
+    def kept(self, numbers: Numbers) -> NDArray[np.bool_]:
+        """Say which positions of an axis stay."""
+        return np.asarray(~np.isin(self.walk.channels.roots(numbers), self.gone))
+
+    def _call(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         key = id(call.operation)
         if key not in self.twins:
             self.twins[key] = call.path, call.operation, self._twin(call)
@@ -80,10 +91,7 @@ class _Narrower:
             sizes[setting.index] = count
             config[setting.key] = tuple(sizes)
 
-    def kept(self, numbers: Numbers) -> NDArray[np.bool_]:
-        return np.asarray(~np.isin(self.walk.channels.roots(numbers), self.gone))
-
-    def fill(self) -> None:
+    def _fill(self) -> None:
         for path, operation, twin in self.twins.values():
             carried = self.walk.weights(operation)
             pairs = zip(getattr(operation, "variables", ()), getattr(twin, "variables", ()), strict=True)

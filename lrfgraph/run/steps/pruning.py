@@ -1,4 +1,4 @@
-"""Steps that prune: couple, importance, widths, prune. Only the first and the last run the network."""
+"""Steps that prune: couple, importance, widths, prune, adjust. Choosing loads no TensorFlow."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from lrfgraph.pruning.channels import Dependencies, Kernel
 from lrfgraph.pruning.features import refit
 from lrfgraph.pruning.reading import Record, kernel_and_bias, reader_of
 from lrfgraph.pruning.widths import SPREADS, by_share
-from lrfgraph.run.steps.common import layers_of, network_of, save_model
+from lrfgraph.run.steps.common import fresh_network_of, layers_of, network_of, save_model
+from lrfgraph.run.steps.sources import images_of
 
-__all__ = ["STEPS", "couple", "dependencies_of", "importance", "prune", "removed_channels", "widths"]
+__all__ = ["STEPS", "adjust", "couple", "dependencies_of", "importance", "prune", "removed_channels", "widths"]
 
 
 def couple(task: Task) -> Result:
@@ -120,11 +121,45 @@ def prune(task: Task) -> Result:
 
     entry = task.inputs["model"]
     model, size = network_of(entry, task.locators["trust"]), entry.data["image_shape"]
-    walked = walk(model, tuple(size) if size else None)
     removed = np.array(removed_channels(task.inputs["widths"].data), np.int64)
-    refits = _refits(task, model, removed) if task.params["refits"] else {}
-    narrower = narrow(model, walked, removed, refits)
+    narrower = narrow(model, walk(model, tuple(size) if size else None), removed, _refits(task, model, removed))
     return Result({"image_shape": size}, files={"model.keras": save_model(narrower, task.scratch())})
+
+
+def adjust(task: Task) -> Result:
+    """Remove the same channels, and refit every layer in order to what it then receives."""
+    from lrfgraph.network.precision import to_single_precision
+    from lrfgraph.network.pruning.narrowing import narrow
+    from lrfgraph.network.pruning.repairing import repair
+    from lrfgraph.network.pruning.walking import walk
+    from lrfgraph.network.repair.streams import FitOptions
+
+    entry, options = task.inputs["model"], task.params["options"]
+    size = entry.data["image_shape"]
+    model = to_single_precision(fresh_network_of(entry, task.locators["trust"]))
+    removed = np.array(removed_channels(task.inputs["widths"].data), np.int64)
+    images, _ = images_of(task.inputs["data"], task.locators, "repair")
+    repaired = repair(
+        model,
+        walk(model, tuple(size) if size else None),
+        removed,
+        _refits(task, model, removed),
+        images[:],
+        FitOptions(options["rows"], options["rounds"], options["ridge"], options["seed"]),
+        {
+            name.removesuffix("/curvature"): task.inputs[name].array("curvature")
+            for name in task.inputs
+            if name.endswith("/curvature")
+        },
+        task.locators["max_memory"],
+        task.progress,
+    )
+    data = {"image_shape": size, "errors": repaired.errors, "images": repaired.images}
+    own = network_of(entry, task.locators["trust"])
+    adjusted = narrow(own, walk(own, tuple(size) if size else None), removed)  # in the original's own precision
+    for target, source in zip(adjusted.variables, repaired.model.variables, strict=True):
+        target.assign(source)
+    return Result(data, files={"model.keras": save_model(adjusted, task.scratch())})
 
 
 def _refits(task: Task, model: Any, removed: Any) -> dict[str, dict[str, Array]]:
@@ -153,4 +188,5 @@ STEPS = (
     Step("importance", 1, importance),
     Step("widths", 1, widths, decides=True),
     Step("prune", 1, prune),
+    Step("adjust", 1, adjust),
 )
