@@ -51,9 +51,8 @@ def groups_of(compression: api.Compression) -> list[Any]:
     return list(compression.driver.data(compression.pruned)["groups"])
 
 
-@pytest.mark.parametrize("score", SCORES)
-def test_a_target_is_met_and_the_written_file_has_it(score: str, pruned: Callable[..., api.Compression]) -> None:
-    compression = pruned(score=score)
+def test_a_target_is_met_and_the_written_file_has_it(pruned: Callable[..., api.Compression]) -> None:
+    compression = pruned()
     assert compression.pruned is not None
     assert compression.exported is not None
     planned, written = (compression.driver.data(ref) for ref in (compression.pruned, compression.exported))
@@ -61,18 +60,29 @@ def test_a_target_is_met_and_the_written_file_has_it(score: str, pruned: Callabl
     assert written["macs"] == planned["macs"]
     assert compression.measured["pruned"]["validation"]["kl"] > 0
     assert not [note for note in compression.notes if "please report" in note]
-
-
-def test_the_same_question_computes_nothing(pruned: Callable[..., api.Compression]) -> None:
-    pruned()
     assert not pruned().driver.run
 
 
+@pytest.mark.parametrize("score", SCORES)
+def test_every_score_narrows_the_network_as_it_says(score: str, pruned: Callable[..., api.Compression]) -> None:
+    compression = pruned("prune", score=score)
+    assert compression.pruned is not None
+    counted, planned = count(model_of(compression)), compression.driver.data(compression.pruned)
+    assert (counted.parameters, counted.macs) == (planned["parameters"], planned["macs"])
+
+
+def model_of(compression: api.Compression) -> Any:
+    import keras
+
+    file = compression.driver.store.open(compression.models["pruned"]).file("model.keras")
+    return keras.models.load_model(file, compile=False)
+
+
 RERUNS = [
-    ({"score": "l1"}, {"importance", "widths", "prune", "export", "evaluate"}),
-    ({"params": 0.5}, {"widths", "prune", "export", "evaluate"}),
-    ({"refit": False}, {"prune", "export", "evaluate"}),
-    ({"skip": ["conv1"]}, {"widths", "prune", "export", "evaluate"}),
+    ({"score": "l1"}, {"importance", "widths", "prune"}),
+    ({"params": 0.5}, {"widths", "prune"}),
+    ({"refit": False}, {"prune"}),
+    ({"skip": ["conv1"]}, {"widths", "prune"}),
     ({"spread": "loss"}, set()),
 ]
 
@@ -81,8 +91,8 @@ RERUNS = [
 def test_what_runs_again_after_a_change(
     change: dict[str, Any], expected: set[str], pruned: Callable[..., api.Compression]
 ) -> None:
-    pruned()
-    assert set(pruned(**change).driver.run) <= expected
+    pruned("prune")
+    assert set(pruned("prune", **change).driver.run) <= expected
 
 
 def test_every_option_that_is_listed_is_read() -> None:
@@ -90,11 +100,11 @@ def test_every_option_that_is_listed_is_read() -> None:
     assert {f"prune.{name}" for name in named} == {key for key in OPTIONS if key.startswith("prune.")}
 
 
-@pytest.mark.parametrize("kind", ["couple", "importance", "widths", "prune", "export"])
+@pytest.mark.parametrize("kind", ["couple", "importance", "widths", "prune"])
 def test_it_stops_after_a_kind(kind: str, pruned: Callable[..., api.Compression]) -> None:
     compression = pruned(until=kind, keep=0.37, params=None)
     assert compression.stopped
-    assert (compression.exported is not None) == (kind == "export")
+    assert compression.exported is None
     assert kind in compression.driver.run | compression.driver.reused
 
 
@@ -108,21 +118,27 @@ def test_a_share_is_kept_of_every_group_and_skipped_ones_whole(pruned: Callable[
 
 
 def test_the_refit_brings_the_network_nearer(pruned: Callable[..., api.Compression]) -> None:
-    with_refit, without = (pruned(score="l1", refit=refit) for refit in (True, False))
-    near, far = (each.measured["pruned"]["validation"]["kl"] for each in (with_refit, without))
+    import keras
+
+    with np.load(IMAGES, allow_pickle=False) as arrays:
+        x = arrays["x_test"][:200].reshape(-1, 14, 14, 1).astype("float32") / 255
+    models = [model_of(pruned("prune", score="l1", refit=refit)) for refit in (True, False)]
+    original = np.asarray(keras.models.load_model(MODEL, compile=False)(x))
+    near, far = (np.square(np.asarray(model(x)) - original).sum() for model in models)
     assert near < 0.8 * far
 
 
 def test_repair_brings_the_network_nearer_still(cache: Path) -> None:
-    sections = {**SMALL, "repair": {"images": 200, "rows": 4096, "rounds": 1}, "run": {"cache": str(cache)}}
+    repair = {"images": 100, "rows": 4096, "rounds": 1}
+    sections = {**SMALL, "repair": repair, "run": {"cache": str(cache)}}
     compression = api.prune(MODEL, Recipe.from_dict(sections))
     assert compression.final == "repaired"
     before, after = (compression.measured[stage]["validation"]["kl"] for stage in ("pruned", "repaired"))
     assert after < before
     adjusted = compression.driver.data(compression.models["repaired"])
     assert adjusted["errors"]
-    sections["repair"] = {**sections["repair"], "rounds": 2}
-    assert set(api.prune(MODEL, Recipe.from_dict(sections)).driver.run) == {"adjust", "export", "evaluate"}
+    sections |= {"repair": {**repair, "rounds": 2}, "run": {"cache": str(cache), "until": "adjust"}}
+    assert set(api.prune(MODEL, Recipe.from_dict(sections)).driver.run) == {"adjust"}
 
 
 def test_a_plan_says_what_is_missing_and_then_nothing(pruned: Callable[..., api.Compression], cache: Path) -> None:
@@ -212,7 +228,8 @@ def test_bad_input_is_one_line(words: tuple[Any, ...], message: str, call: Call,
 
 
 def test_without_images_channels_go_by_their_filters(call: Call, cache: Path, tmp_path: Path) -> None:
-    said = call("prune", MODEL, "--keep", "0.5", "--score", "fpgm", "--cache", cache, "--out", tmp_path / "out")
+    words = ("--keep", "0.5", "--score", "fpgm", "--until", "prune", "--cache", cache, "--out", tmp_path / "out")
+    said = call("prune", MODEL, *words)
     assert said.code == 0, said.err
     assert "no accuracy was measured" in said.out
 
