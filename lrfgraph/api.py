@@ -133,6 +133,11 @@ def check(recipe: Recipe) -> None:
                 check_choice(section, option, name, names)
     if recipe.prune.method is not None:
         check_pruning(recipe.prune, recipe.data.source is not None)
+        if recipe.select.configuration is not None:
+            raise ConfigurationError(
+                f"configuration {recipe.select.configuration} is for the network as it is, received prune.method = "
+                f"{recipe.prune.method} besides; leave one of them out"
+            )
     elif recipe.prune.alone:
         raise ConfigurationError("prune.alone finishes a pruned network, received no prune.method; add --prune fbp")
     policy = policy_in_force(recipe.select, recipe.data.source is not None)

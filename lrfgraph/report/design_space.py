@@ -63,7 +63,7 @@ def candidates(compression: Compression) -> list[dict[str, Any]]:
 
 def configurations(compression: Compression) -> list[dict[str, Any]]:
     """Return one row per whole network that was measured: the stages of the run and the points of its search."""
-    network = compression.network
+    network = compression.original
     rows: list[dict[str, Any]] = []
     exported = compression.driver.data(compression.exported) if compression.exported else {}
     for name, parts in compression.measured.items():

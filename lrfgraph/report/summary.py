@@ -39,7 +39,7 @@ def summary(compression: Compression, model: Path) -> dict[str, Any]:
         "format": 1,
         "lrfgraph": __version__,
         "run": run_name(model, driver.identity, driver.recipe),
-        "model": {"path": str(model), "digest": network.digest},
+        "model": {"path": str(model), "digest": compression.original.digest},
         "recipe": driver.recipe.to_dict(),
         "head": network.head,
         **stages,
@@ -58,7 +58,7 @@ def _stage(
 ) -> dict[str, Any] | None:
     measured = compression.measured.get(name)
     if name == "baseline":
-        counts = {"parameters": compression.network.parameters, "macs": compression.network.macs}
+        counts = {"parameters": compression.original.parameters, "macs": compression.original.macs}
         size: int | None = model.stat().st_size
     elif exported is None or name not in compression.models:
         return None

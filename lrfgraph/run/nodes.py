@@ -331,11 +331,18 @@ def _refits(network: Network, chosen: Mapping[str, CandidateId]) -> list[Candida
     return refits
 
 
-def finish_nodes(network: Network, model: Ref) -> list[Node]:
-    """Fine-tune a rebuilt model once, and write it out."""
+def finish_nodes(network: Network, model: Ref, teacher: Ref | None = None) -> list[Node]:
+    """Fine-tune a rebuilt model once, and write it out.
+
+    teacher : what it learns from, by default the network that was rebuilt.
+    """
     if not network.finetunes:
         return [_export_node(network, model)]
-    inputs: Inputs = {"student": model, "teacher": network.original, "data": network.split("train", "validation")}
+    inputs: Inputs = {
+        "student": model,
+        "teacher": teacher or network.original,
+        "data": network.split("train", "validation"),
+    }
     params = {"options": _asked(network.recipe.finetune), **network.meaning}
     finetune = Node("finetune", "finetune", params, inputs, network.locators_with())
     return [finetune, _export_node(network, finetune.name)]

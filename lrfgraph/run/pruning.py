@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import filter as matching
 from fnmatch import fnmatch
 from typing import Any
@@ -18,7 +19,7 @@ from lrfgraph.run.state import Compression, Network
 from lrfgraph.run.steps.common import geometry
 from lrfgraph.run.steps.pruning import dependencies_of, removed_channels
 
-__all__ = ["check", "prune"]
+__all__ = ["check", "go_on", "prune"]
 
 Records = dict[str, Mapping[str, Ref]]
 
@@ -53,6 +54,31 @@ def prune(driver: Driver, compression: Compression) -> Compression:
     refs = driver.carry_out("prune", chain)
     models = {stage: refs[name] for stage, name in (("pruned", "prune"), ("repaired", "adjust")) if name in refs}
     return compression.noted(*notes, pruned=decided, models=models, final="pruned")
+
+
+def go_on(driver: Driver, compression: Compression, model: Ref) -> Compression:
+    """Return the run with the pruned network in the original's place: what follows factorizes it.
+
+    Shares that are asked for stay shares of the original.
+    """
+    original = compression.network
+    size, recipe = driver.data(original.model)["image_shape"], driver.recipe
+    driver.data(model)
+    plain = recipe.with_option("model.architecture", None)
+    file = driver.store.open(model).file("model.keras")
+    node = nodes.describe_node(str(file), model.identity, plain, None, size)
+    ref = driver.carry_out("describe", [node])[node.name]
+    network = Network.described(ref, driver.data(ref), recipe)
+    for key, whole, left in (
+        ("select.params", original.parameters, network.parameters),
+        ("select.macs", original.macs, network.macs),
+    ):
+        share = recipe.value(key)
+        if share is not None:
+            recipe = recipe.with_option(key, min(share * whole / left, 1.0))
+    network = replace(network, recipe=recipe, data=original.data, images=original.images)
+    network = replace(network, locators=original.locators, head=original.head)
+    return replace(compression, network=network, source=original, models={"pruned": model})
 
 
 def _groups(dependencies: Dependencies, skip: Sequence[str], network: Network) -> tuple[list[int], list[str]]:

@@ -17,14 +17,13 @@ from lrfgraph import __version__
 from lrfgraph.engine.nodes import Ref
 from lrfgraph.engine.store import CorruptEntry, Store
 from lrfgraph.errors import DataError, ModelError
-from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.network.heads import HEADS
 from lrfgraph.options.recipe import Recipe
 from lrfgraph.run import nodes
 from lrfgraph.run.choosing import choose, probe
 from lrfgraph.run.driver import Driver
 from lrfgraph.run.given import given_candidates
-from lrfgraph.run.pruning import prune
+from lrfgraph.run.pruning import go_on, prune
 from lrfgraph.run.state import Compression, Exploration, Network, kept_reason
 from lrfgraph.selection.problem import CandidateId
 
@@ -87,12 +86,7 @@ def read_model(driver: Driver, image_shape: Sequence[int] | None = None) -> Netw
     code = code_digest(recipe.model.custom) if recipe.model.custom else None
     node = nodes.describe_node(str(driver.model), driver.identity, recipe, beside, image_shape, code)
     ref = driver.carry_out("describe", [node])[node.name]
-    data = driver.data(ref)
-    layers = tuple(LayerSpec.from_json(layer) for layer in data["layers"])
-    structure = data["structure"]
-    head = structure["head"] if recipe.data.head == "auto" else recipe.data.head
-    meaning = structure["signature"], head, structure["activation"]
-    return Network(ref, layers, data["network"], data["parameters"], data["macs"], *meaning, recipe)
+    return Network.described(ref, driver.data(ref), recipe)
 
 
 def _image_shape(driver: Driver, network: Network) -> tuple[list[int], list[str]]:
@@ -200,6 +194,18 @@ def _at_chance(driver: Driver, network: Network, accuracy: float, chance: float)
     )
 
 
+# Channels -----------------------------------------------------------------------------------------------------------
+
+
+def remove_channels(driver: Driver, compression: Compression) -> Compression:
+    """Prune the network; what follows factorizes the pruned one, repaired or not, whichever is nearer."""
+    compression = prune(driver, compression)
+    if driver.recipe.prune.alone or driver.only:
+        return compression
+    final, notes = _choose_repaired_or(driver, compression, "pruned")
+    return go_on(driver, compression.noted(*notes), compression.models[final])
+
+
 # Candidates ---------------------------------------------------------------------------------------------------------
 
 
@@ -252,14 +258,17 @@ def rebuild(driver: Driver, compression: Compression) -> Compression:
     chain = nodes.rebuild_nodes(compression.network, configuration, compression.exploration)
     refs = driver.carry_out("rebuild", chain)
     names = {"factorized": "rebuild", "repaired": "repaired/rebuild"}
-    return replace(compression, models={stage: refs[name] for stage, name in names.items() if name in refs})
+    models = {stage: refs[name] for stage, name in names.items() if name in refs}
+    return replace(compression, models={**compression.models, **models})
 
 
 def finish(driver: Driver, compression: Compression) -> Compression:
     """Fine-tune once what is nearer to the original, repaired or not, and write it out."""
     final, notes = _choose_repaired_or(driver, compression, "pruned" if driver.recipe.prune.alone else "factorized")
     models = dict(compression.models)
-    finished = driver.carry_out("finish", nodes.finish_nodes(compression.network, models[final]))
+    finished = driver.carry_out(
+        "finish", nodes.finish_nodes(compression.network, models[final], compression.original.original)
+    )
     if "finetune" in finished:
         models["finetuned"], final = finished["finetune"], "finetuned"
     compression = compression.noted(*notes, models=models, final=final)
@@ -313,7 +322,7 @@ def evaluate(driver: Driver, compression: Compression) -> Compression:
     if network.data is None:
         return compression
     parts = [part for part in ("validation", "test") if part in network.images]
-    models: Mapping[str, Ref] = {"baseline": network.original, **compression.models}
+    models: Mapping[str, Ref] = {"baseline": compression.original.original, **compression.models}
     measures = {
         (stage, part): nodes.evaluate_node(
             network, stage, model, part, f"baseline/{part}/evaluate" if stage != "baseline" else None
@@ -350,7 +359,7 @@ def read_ahead(driver: Driver, compression: Compression) -> None:
 STAGES = (
     Stage("data", ("data",), divide_images),
     Stage("baseline", (), measure_original),
-    Stage("prune", ("couple", "importance", "widths", "prune", "adjust"), prune),
+    Stage("prune", ("couple", "importance", "widths", "prune", "adjust"), remove_channels),
     Stage("explore", ("record", "curvature", "decompose", "ranks"), explore),
     Stage("candidates", ("factorize", "score", "noise"), score_candidates),
     Stage("probe", ("probe",), probe),

@@ -205,6 +205,27 @@ def test_the_command_writes_a_smaller_model(call: Call, cache: Path, tmp_path: P
     assert json.loads((tmp_path / "again" / "summary.json").read_text())["nodes"]["run"] == {}
 
 
+def test_channels_first_and_ranks_after_them(call: Call, cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = [*COMMON, "--prune", "fbp", "--keep", "0.7", "--params", "0.3", "--epochs", "0"]
+    words += ["--set", "explore.ranks=3", "--set", "repair.images=80", "--set", "repair.steps=5"]
+    said = call("run", MODEL, *words, "--cache", cache, "--out", out)
+    assert said.code == 0, said.err
+    summary = json.loads((out / "summary.json").read_text())
+    sizes = [summary[stage]["parameters"] for stage in ("baseline", "pruned", "factorized")]
+    assert sizes == sorted(sizes, reverse=True)
+    assert summary["final"]["parameters"] <= 0.3 * sizes[0]  # a share of the original, whatever pruning left
+    assert summary["pruned"]["parameters"] == summary["pruning"]["parameters"]
+    assert any(layer["method"] for layer in summary["layers"])
+    assert not [warning for warning in summary["warnings"] if "please report" in warning]
+    again = call("plan", MODEL, *words, "--cache", cache)
+    assert again.code == 0
+    assert "nothing to run" in again.out
+    given = call("run", MODEL, *COMMON, "--prune", "fbp", "--keep", "0.7", "--configuration", out / "hybrid.toml")
+    assert given.code == 2
+    assert "is for the network as it is" in given.err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
