@@ -27,7 +27,7 @@ Records = dict[str, Mapping[str, Ref]]
 def prune(driver: Driver, compression: Compression) -> Compression:
     """Rank the channels of every group, say how many go, and remove them."""
     network, options = compression.network, driver.recipe.prune
-    couple = _couple_node(network)
+    couple = _couple_node(network, driver.data(network.model)["image_shape"])
     coupled = driver.carry_out("couple", [couple])[couple.name]
     driver.data(coupled)
     dependencies = dependencies_of(driver.store.open(coupled))
@@ -110,9 +110,9 @@ def _records(driver: Driver, network: Network, groups: Sequence[Group]) -> Recor
     return {"record": nodes.refs_of(recorded, refs), "curvature": nodes.refs_of(curvatures, refs)}
 
 
-def _couple_node(network: Network) -> Node:
+def _couple_node(network: Network, image_shape: Sequence[int] | None) -> Node:
     """The same network under other names has other groups, by name; at another size other MACs."""
-    params = {"signature": network.signature, "macs": network.macs}
+    params = {"signature": network.signature, "image_shape": image_shape}
     return Node("couple", "couple", params, {"model": network.original}, network.locators_with())
 
 
@@ -152,11 +152,12 @@ def _prune_node(network: Network, coupled: Ref, decided: Ref, readers: Sequence[
 
 
 def _adjust_node(network: Network, pruned: Node, curvatures: Mapping[str, Node]) -> Node:
+    """Keyed by the memory that is allowed, too: it decides how many images both networks hold at once."""
     options = {name: getattr(network.recipe.repair, name) for name in ("rows", "rounds", "ridge")}
-    params = {**pruned.params, "options": options | {"seed": network.recipe.record.seed}}
+    options |= {"seed": network.recipe.record.seed, "max_memory": network.recipe.run.max_memory}
     inputs = {**pruned.inputs, "data": network.split("repair")}
     inputs |= {f"{name}/curvature": node.name for name, node in curvatures.items()}
-    return Node("adjust", "adjust", params, inputs, network.locators_with(max_memory=network.recipe.run.max_memory))
+    return Node("adjust", "adjust", {**pruned.params, "options": options}, inputs, pruned.locators)
 
 
 def check(options: PruneOptions, has_images: bool) -> None:

@@ -64,7 +64,8 @@ def repair(
     """
     narrower = Narrower(walk, removed, {})
     small = narrower.build(model)
-    twins = _Twins(narrower, {layer.name: layer for layer in describe(small).layers})
+    size = walk.shapes[walk.graph.inputs[0]][1:]
+    twins = _Twins(narrower, {layer.name: layer for layer in describe(small, size).layers})
     twins.assign({path: refits[path] for path in refits if path not in twins.refittable})
     count = min(len(images), max((max_memory or LIVE_BYTES) // _bytes_per_image(walk), 1))
     stream = _Streams(walk.graph, twins.graph, images[:count])
