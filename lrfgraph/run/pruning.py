@@ -26,34 +26,42 @@ Records = dict[str, Mapping[str, Ref]]
 
 def prune(driver: Driver, compression: Compression) -> Compression:
     """Rank the channels of every group, say how many go, and remove them."""
-    network, options = compression.network, driver.recipe.prune
+    network = compression.network
     couple = _couple_node(network, driver.data(network.model)["image_shape"])
     coupled = driver.carry_out("couple", [couple])[couple.name]
     driver.data(coupled)
     dependencies = dependencies_of(driver.store.open(coupled))
-    chosen, notes = _groups(dependencies, options.skip, network)
-    records = _records(driver, network, [dependencies.groups[index] for index in chosen])
-    ranked = {index: _importance_node(network, coupled, dependencies.groups[index], index, records) for index in chosen}
+    chosen, notes = _groups(dependencies, driver.recipe.prune.skip, network)
+    compression = compression.noted(*notes)
+    if driver.only == "couple":
+        return compression
+    records = _records(driver, network, list(chosen.values()))
+    if driver.only in records:
+        return compression
+    ranked = {index: _importance_node(network, coupled, group, index, records) for index, group in chosen.items()}
     refs = driver.carry_out("importance", list(ranked.values()))
+    if driver.only == "importance":
+        return compression
     widths = _widths_node(network, coupled, {index: refs[node.name] for index, node in ranked.items()})
     decided = driver.carry_out("widths", [widths])[widths.name]
     removed = set(removed_channels(driver.data(decided)))
-    readers = dict.fromkeys(
-        reader
-        for index in chosen
-        for reader in dependencies.groups[index].readers
-        if removed & set(dependencies.groups[index].channels)
-    )
+    compression = replace(compression, pruned=decided, final="pruned")
+    if driver.only == "widths":
+        return compression
+    touched = [group for group in chosen.values() if removed & set(group.channels)]
+    readers = dict.fromkeys(reader for group in touched for reader in group.readers)
     node = _prune_node(network, coupled, decided, list(readers), records)
-    chain = [node]
-    if network.repairs:
-        curvatures = nodes.curvature_nodes(
-            network, [layer for layer in network.layers if layer.kind and not layer.kept]
-        )
-        chain += [*curvatures.values(), _adjust_node(network, node, curvatures)]
-    refs = driver.carry_out("prune", chain)
+    refs = driver.carry_out("prune", [node, *_repair_nodes(network, node)])
     models = {stage: refs[name] for stage, name in (("pruned", "prune"), ("repaired", "adjust")) if name in refs}
-    return compression.noted(*notes, pruned=decided, models=models, final="pruned")
+    return replace(compression, models=models)
+
+
+def _repair_nodes(network: Network, pruned: Node) -> list[Node]:
+    if not network.repairs:
+        return []
+    layers = [layer for layer in network.layers if layer.kind and not layer.kept]
+    curvatures = nodes.curvature_nodes(network, layers)
+    return [*curvatures.values(), _adjust_node(network, pruned, curvatures)]
 
 
 def go_on(driver: Driver, compression: Compression, model: Ref) -> Compression:
@@ -61,12 +69,15 @@ def go_on(driver: Driver, compression: Compression, model: Ref) -> Compression:
 
     Shares that are asked for stay shares of the original.
     """
+    from lrfgraph.network.opening.consent import code_digest
+
     original = compression.network
     size, recipe = driver.data(original.model)["image_shape"], driver.recipe
     driver.data(model)
     plain = recipe.with_option("model.architecture", None)
+    code = code_digest(recipe.model.custom) if recipe.model.custom else None
     file = driver.store.open(model).file("model.keras")
-    node = nodes.describe_node(str(file), model.identity, plain, None, size)
+    node = nodes.describe_node(str(file), model.identity, plain, None, size, code)
     ref = driver.carry_out("describe", [node])[node.name]
     network = Network.described(ref, driver.data(ref), recipe)
     for key, whole, left in (
@@ -81,16 +92,16 @@ def go_on(driver: Driver, compression: Compression, model: Ref) -> Compression:
     return replace(compression, network=network, source=original, models={"pruned": model})
 
 
-def _groups(dependencies: Dependencies, skip: Sequence[str], network: Network) -> tuple[list[int], list[str]]:
-    """Numbers of the groups that may become narrower, and what is to be said about the others."""
+def _groups(dependencies: Dependencies, skip: Sequence[str], network: Network) -> tuple[dict[int, Group], list[str]]:
+    """The groups that may become narrower, by number, and what is to be said about others."""
     names = [layer.name for layer in network.layers]
     idle = [pattern for pattern in skip if not matching(names, pattern)]
     notes = [f"prune.skip: no layer matches {', '.join(map(repr, idle))}; `inspect` lists the layers"] if idle else []
-    chosen = [
-        index
+    chosen = {
+        index: group
         for index, group in enumerate(dependencies.groups)
         if len(group.channels) > 1 and not any(fnmatch(layer, pattern) for layer in group.layers for pattern in skip)
-    ]
+    }
     if not chosen:
         reasons = "; ".join(dict.fromkeys(dependencies.kept.values())) or "it has no layer that writes channels"
         raise ModelError(f"no channel of the model can be removed: {reasons}; nothing to prune")

@@ -356,10 +356,11 @@ def read_ahead(driver: Driver, compression: Compression) -> None:
             entry.file(name)
 
 
+PRUNING = ("couple", "record", "curvature", "importance", "widths", "prune", "adjust")
 STAGES = (
     Stage("data", ("data",), divide_images),
     Stage("baseline", (), measure_original),
-    Stage("prune", ("couple", "importance", "widths", "prune", "adjust"), remove_channels),
+    Stage("prune", PRUNING, remove_channels),
     Stage("explore", ("record", "curvature", "decompose", "ranks"), explore),
     Stage("candidates", ("factorize", "score", "noise"), score_candidates),
     Stage("probe", ("probe",), probe),

@@ -100,12 +100,15 @@ def test_every_option_that_is_listed_is_read() -> None:
     assert {f"prune.{name}" for name in named} == {key for key in OPTIONS if key.startswith("prune.")}
 
 
-@pytest.mark.parametrize("kind", ["couple", "importance", "widths", "prune"])
+@pytest.mark.parametrize("kind", ["couple", "record", "importance", "widths", "prune"])
 def test_it_stops_after_a_kind(kind: str, pruned: Callable[..., api.Compression]) -> None:
     compression = pruned(until=kind, keep=0.37, params=None)
     assert compression.stopped
     assert compression.exported is None
-    assert kind in compression.driver.run | compression.driver.reused
+    kinds = compression.driver.run | compression.driver.reused
+    later = ["couple", "record", "importance", "widths", "prune"]
+    assert kind in kinds
+    assert not kinds.keys() & set(later[later.index(kind) + 1 :])
 
 
 def test_a_share_is_kept_of_every_group_and_skipped_ones_whole(pruned: Callable[..., api.Compression]) -> None:
