@@ -3,8 +3,8 @@
     python pipelines/benchmarks/pruning.py --models MODELS --data DATA --cache CACHE --out pruning.json
 
 ``agreement``: 30 % of the channels of every group removed at random; the largest difference between the pruned
-network's outputs and those of the original in which no sum reads the removed channels, as a share of their scale; of
-every .h5 file in the folder of models.  ``families``: the same for networks of keras.applications with random
+network's outputs (before a softmax) and those of the original in which no sum reads the removed channels, as a share
+of their scale; of every .h5 file in the folder of models.  ``families``: the same for networks of keras.applications with random
 weights, written and read again.  ``scores``: every score at the same share of the parameters, and of the MACs; KL to
 the original and accuracy on test images, no gradient step.
 """
@@ -66,7 +66,7 @@ def agreement(given: argparse.Namespace) -> Any:
     from lrfgraph.network.opening.loading import load_model
 
     for path in sorted(given.models.glob("*.h5")):
-        row = compared(load_model(path))
+        row = compared(with_open_end(load_model(path)))
         print_table(["what", path.stem], [[key, value] for key, value in row.items() if key != "kept"])
         yield path.stem, row
 
@@ -87,6 +87,18 @@ def families(given: argparse.Namespace) -> Any:
         print_table(["what", name], [[key, value] for key, value in row.items() if key != "kept"])
         yield name, row
         keras.backend.clear_session()
+
+
+def with_open_end(model: Any) -> Any:
+    """Return a network that gives what it has before a softmax, which would hide differences where it is sure."""
+    import keras
+
+    last = model.layers[-1]
+    if type(last).__name__ in ("Softmax", "Activation"):
+        model, last = keras.Model(model.inputs, last.input), model.layers[-2]
+    if hasattr(last, "activation"):
+        last.activation = keras.activations.linear
+    return model
 
 
 def compared(model: Any) -> dict[str, Any]:
