@@ -4,9 +4,9 @@
 
 ``agreement``: 30 % of the channels of every group removed at random; the largest difference between the pruned
 network's outputs (before a softmax) and those of the original in which no sum reads the removed channels, as a share
-of their scale; of every .h5 file in the folder of models.  ``families``: the same for networks of keras.applications with random
-weights, written and read again.  ``scores``: every score at the same share of the parameters, and of the MACs; KL to
-the original and accuracy on test images, no gradient step.
+of their scale; of every .h5 file in the folder of models.  ``families``: the same for networks of keras.applications
+with random weights, written and read again.  ``scores``: every score at the same share of the parameters, and of the
+MACs; KL to the original and accuracy on test images, no gradient step.
 """
 
 from __future__ import annotations
