@@ -114,10 +114,10 @@ def masked_outputs(walk: Walk, removed: Iterable[int], batch: Any) -> list[Any]:
     import keras
 
     gone = walk.channels.roots(np.fromiter(removed, np.int64))
-    summing = {kernel.layer for kernel in walk.kernels.values() if kernel.inputs is not None}
+    summing = {operation for operation, kernel in walk.kernels.items() if kernel.inputs is not None}
 
     def call_masked(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if call.path in summing:
+        if id(call.operation) in summing:
             x = args[0]
             for axis, numbers in walk.known(call.inputs[0]).items():
                 along = [-1 if place == axis else 1 for place in range(len(x.shape))]
