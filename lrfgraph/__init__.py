@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lrfgraph.api import compress, plan
+    from lrfgraph.api import compress, plan, prune
     from lrfgraph.options.recipe import Recipe
 
-__all__ = ["Recipe", "__version__", "compress", "plan"]
+__all__ = ["Recipe", "__version__", "compress", "plan", "prune"]
 
 __version__ = "0.1.0"
 
-_HOMES = {"Recipe": "lrfgraph.options.recipe", "compress": "lrfgraph.api", "plan": "lrfgraph.api"}
+_HOMES = {"Recipe": "lrfgraph.options.recipe", **dict.fromkeys(("compress", "plan", "prune"), "lrfgraph.api")}
 
 
 def __getattr__(name: str) -> Any:

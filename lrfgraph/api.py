@@ -1,4 +1,4 @@
-"""compress(), plan(), inspect(): what the command line calls, and what a Python program can call."""
+"""compress(), prune(), plan(), inspect(): what the command line calls, and what a Python program can call."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ from lrfgraph.methods import METHODS
 from lrfgraph.network.heads import HEADS
 from lrfgraph.options.option import check_choice
 from lrfgraph.options.recipe import Recipe
+from lrfgraph.pruning import SCORES
 from lrfgraph.run import stages
 from lrfgraph.run.driver import Driver, Unplanned
 from lrfgraph.run.needs import Need, needs_of
 from lrfgraph.run.needs import check as check_needs
+from lrfgraph.run.pruning import check as check_pruning
 from lrfgraph.run.state import Compression, Network
 from lrfgraph.run.steps import STEPS
 from lrfgraph.selection.policies import PUBLIC, policy_in_force
 
-__all__ = ["Compression", "Driver", "check", "compress", "inspect", "needs", "plan", "run_name"]
+__all__ = ["Compression", "Driver", "check", "compress", "inspect", "needs", "plan", "prune", "run_name"]
 
 
 def compress(
@@ -60,6 +62,18 @@ def compress(
             return healing(store, lambda: _carry_out(driver, on_baseline), driver.note)
     finally:
         workers.close()
+
+
+def prune(
+    model: str | Path,
+    recipe: Recipe | None = None,
+    *,
+    base: str | Path = ".",
+    on_event: Callable[[Event], None] | None = None,
+) -> Compression:
+    """Remove whole channels of a model file, and factorize nothing; see `compress`."""
+    recipe = (recipe or Recipe()).with_option("prune.method", "fbp").with_option("prune.alone", True)
+    return compress(model, recipe, base=base, on_event=on_event)
 
 
 def plan(model: str | Path, recipe: Recipe | None = None, *, base: str | Path = ".") -> tuple[Driver, bool]:
@@ -126,6 +140,7 @@ def check(recipe: Recipe) -> None:
     """Check the options whose choices are the entries of a table, and what cannot go together."""
     tables = {
         "data.head": ("auto", *HEADS),
+        "prune.score": tuple(SCORES),
         "explore.methods": tuple(METHODS),
         "similarity.metric": tuple(METRICS),
         "select.policy": PUBLIC,
@@ -137,6 +152,15 @@ def check(recipe: Recipe) -> None:
         for name in value if isinstance(value, tuple) else (value,):
             if name is not None:
                 check_choice(section, option, name, names)
+    if recipe.prune.method is not None:
+        check_pruning(recipe.prune, recipe.data.source is not None)
+        if recipe.select.configuration is not None:
+            raise ConfigurationError(
+                f"configuration {recipe.select.configuration} is for the network as it is, received prune.method = "
+                f"{recipe.prune.method} besides; leave one of them out"
+            )
+    elif recipe.prune.alone:
+        raise ConfigurationError("prune.alone finishes a pruned network, received no prune.method; add --prune fbp")
     policy = policy_in_force(recipe.select, recipe.data.source is not None)
     if policy.search is not None and recipe.select.cost == "mix":
         raise ConfigurationError(
@@ -155,7 +179,7 @@ def _guard(driver: Driver, network: Network, stages: list[str]) -> Callable[[], 
 def _carry_out(driver: Driver, on_baseline: Callable[[Compression], None] | None) -> Compression:
     driver.restart()
     until = driver.recipe.run.until
-    chain = stages.stages_until(until)
+    chain = stages.stages_of(driver.recipe)
     compression = stages.describe(driver)
     for index, stage in enumerate(chain):
         driver.only = until if stage is chain[-1] else None
@@ -167,7 +191,7 @@ def _carry_out(driver: Driver, on_baseline: Callable[[Compression], None] | None
     driver.only = driver.guard = None
     if until and not driver.run[until] + driver.reused[until]:
         compression = compression.noted(f"nothing of kind {until} was asked for")
-    compression = replace(compression, stopped=len(chain) < len(stages.STAGES))
+    compression = replace(compression, stopped=until is not None and (not chain or chain[-1].name != "evaluate"))
     if not driver.dry:
         stages.read_ahead(driver, compression)
     return compression

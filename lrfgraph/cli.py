@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -16,6 +17,7 @@ from lrfgraph import __version__
 from lrfgraph.commands.asking import asking, cache_folder, looking
 from lrfgraph.errors import LrfError, RecipeError
 from lrfgraph.options.option import Option
+from lrfgraph.options.pruning import ALONE, UNREAD
 from lrfgraph.options.recipe import OPTIONS
 from lrfgraph.options.values import SWITCH, nearest
 
@@ -64,6 +66,16 @@ class LookingCommand(RecipeCommand):
     flags: ClassVar[Mapping[str, Option]] = {
         flag: option for flag, option in RecipeCommand.flags.items() if option.looking
     }
+
+
+class PruningCommand(RecipeCommand):
+    """A command that removes channels and factorizes nothing: its shares are those of ``[prune]``."""
+
+    flags: ClassVar[Mapping[str, Option]] = {
+        flag: option
+        for flag, option in RecipeCommand.flags.items()
+        if option.section not in UNREAD and option.key != "prune.method"
+    } | {f"--{name}": replace(OPTIONS[f"prune.{name}"], flag=f"--{name}") for name in ("params", "macs", "score")}
 
 
 def written_out(arguments: Sequence[str], flags: Mapping[str, Option], others: Sequence[str]) -> Iterator[str]:
@@ -126,6 +138,16 @@ def select(model: Model, recipe: RecipeFile = None, settings: Settings = None,
 
     with asking(model, recipe, settings, policy=POLICY) as asked:
         select_point(model, asked, as_json=json)
+
+
+@app.command(cls=PruningCommand)
+def prune(model: Model, recipe: RecipeFile = None, settings: Settings = None,
+          json: Json = False, debug: Debug = False) -> None:  # fmt: skip
+    """Remove whole channels of MODEL, every layer that they are coupled with narrowed, and write the smaller model."""
+    from lrfgraph.commands.run import run_and_report
+
+    with asking(model, recipe, [*(settings or ()), *ALONE]) as asked:
+        run_and_report(model, asked, as_json=json)
 
 
 @app.command(cls=RecipeCommand)

@@ -13,6 +13,7 @@ from conftest import Call
 from lrfgraph.commands.list import policies
 from lrfgraph.methods import METHODS
 from lrfgraph.options.recipe import OPTIONS, Recipe
+from lrfgraph.pruning import SCORES
 from pipelines import documents
 
 ROOT = Path(__file__).parent.parent
@@ -73,9 +74,10 @@ def test_every_key_exists() -> None:
 
 
 @pytest.mark.parametrize(
-    ("title", "table"), [("method", METHODS.keys()), ("policy", {row["policy"] for row in policies()})]
+    ("title", "table"),
+    [("method", METHODS.keys()), ("score", SCORES.keys()), ("policy", {row["policy"] for row in policies()})],
 )
-def test_every_method_and_policy_exists(title: str, table: set[str]) -> None:
+def test_every_method_score_and_policy_exists(title: str, table: set[str]) -> None:
     assert first_columns(title)
     assert set(first_columns(title)) <= table
 

@@ -19,6 +19,7 @@ ROOMS = (
     "errors",
     "layers",
     "methods",
+    "pruning",
     "options",
     "demo",
     "engine",

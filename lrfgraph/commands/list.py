@@ -14,6 +14,7 @@ from lrfgraph.network.heads import HEADS
 from lrfgraph.options.option import check_choice
 from lrfgraph.options.recipe import OPTIONS
 from lrfgraph.options.values import toml_literal
+from lrfgraph.pruning import SCORES
 from lrfgraph.report import tables
 from lrfgraph.run.steps import STEPS
 from lrfgraph.selection.policies import POLICIES, PUBLIC
@@ -48,6 +49,11 @@ def policies() -> list[Row]:
     return [{"policy": name, "help": POLICIES[name].help} for name in PUBLIC]
 
 
+def scores() -> list[Row]:
+    """Every score that says which channels matter least."""
+    return [{"score": name, "help": score.help} for name, score in SCORES.items()]
+
+
 def metrics() -> list[Row]:
     """Every similarity of a candidate to its layer; Y is the layer's output, Ŷ the candidate's."""
     return [{"metric": name, "help": metric.formula} for name, metric in METRICS.items()]
@@ -74,7 +80,7 @@ def nodes() -> list[Row]:
 
 
 TOPICS: dict[str, Callable[[], list[Row]]] = {
-    topic.__name__: topic for topic in (options, methods, policies, metrics, heads, kinds, nodes)
+    topic.__name__: topic for topic in (options, methods, scores, policies, metrics, heads, kinds, nodes)
 }
 
 

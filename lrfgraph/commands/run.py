@@ -19,7 +19,8 @@ __all__ = ["run_and_report"]
 
 def run_and_report(model: Path, asked: Asked, *, as_json: bool = False) -> dict[str, Any]:
     """Run, write the results and print them; returns the summary."""
-    out = Path(asked.recipe.run.out or f"{model.stem}-compressed")
+    end = "pruned" if asked.recipe.prune.alone else "compressed"
+    out = Path(asked.recipe.run.out or f"{model.stem}-{end}")
     with results.result_folder(out) as folder, Progress() as progress:
 
         def on_baseline(compression: Compression) -> None:
@@ -35,6 +36,8 @@ def run_and_report(model: Path, asked: Asked, *, as_json: bool = False) -> dict[
     if as_json:
         print(json.dumps(summary, indent=1, default=list))
         return summary
+    if compression.pruned:
+        print(f"\n{tables.pruning_table(summary)}")
     if compression.decision:
         print(f"\n{tables.layers_table(summary)}")
     if compression.points:

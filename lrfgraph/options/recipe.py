@@ -13,6 +13,7 @@ from typing import Any
 
 from lrfgraph.errors import RecipeError
 from lrfgraph.options.option import SET, Option, Section, find, is_unknown, option, options_of
+from lrfgraph.options.pruning import PruneOptions
 from lrfgraph.options.values import (
     BYTES,
     FUNCTION,
@@ -322,6 +323,7 @@ class Recipe:
     model: ModelOptions = field(default_factory=ModelOptions)
     data: DataOptions = field(default_factory=DataOptions)
     record: RecordOptions = field(default_factory=RecordOptions)
+    prune: PruneOptions = field(default_factory=PruneOptions)
     explore: ExploreOptions = field(default_factory=ExploreOptions)
     similarity: SimilarityOptions = field(default_factory=SimilarityOptions)
     select: SelectOptions = field(default_factory=SelectOptions)

@@ -63,11 +63,13 @@ def candidates(compression: Compression) -> list[dict[str, Any]]:
 
 def configurations(compression: Compression) -> list[dict[str, Any]]:
     """Return one row per whole network that was measured: the stages of the run and the points of its search."""
-    network = compression.network
+    network = compression.original
     rows: list[dict[str, Any]] = []
     exported = compression.driver.data(compression.exported) if compression.exported else {}
     for name, parts in compression.measured.items():
         counts = {"parameters": network.parameters, "macs": network.macs} if name == "baseline" else exported
+        if name == "pruned" and compression.pruned is not None:
+            counts = compression.driver.data(compression.pruned)
         measures = {part: parts.get(part, {}) for part in ("validation", "test")}
         rows.append(
             {"name": name, "parameters": counts.get("parameters"), "macs": counts.get("macs")}

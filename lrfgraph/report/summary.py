@@ -24,7 +24,7 @@ from lrfgraph.selection.problem import Choice
 
 __all__ = ["STAGES", "result_folder", "summary", "write"]
 
-STAGES = ("baseline", "factorized", "repaired", "finetuned")
+STAGES = ("baseline", "pruned", "factorized", "repaired", "finetuned")
 
 
 def summary(compression: Compression, model: Path) -> dict[str, Any]:
@@ -39,11 +39,12 @@ def summary(compression: Compression, model: Path) -> dict[str, Any]:
         "format": 1,
         "lrfgraph": __version__,
         "run": run_name(model, driver.identity, driver.recipe),
-        "model": {"path": str(model), "digest": network.digest},
+        "model": {"path": str(model), "digest": compression.original.digest},
         "recipe": driver.recipe.to_dict(),
         "head": network.head,
         **stages,
         "final": stages[compression.final] if exported else None,
+        "pruning": _pruning(compression),
         "layers": layer_rows(compression),
         "nodes": nodes,
         "seconds": {name: round(value, 3) for name, value in driver.seconds.items()},
@@ -57,12 +58,13 @@ def _stage(
 ) -> dict[str, Any] | None:
     measured = compression.measured.get(name)
     if name == "baseline":
-        counts = {"parameters": compression.network.parameters, "macs": compression.network.macs}
+        counts = {"parameters": compression.original.parameters, "macs": compression.original.macs}
         size: int | None = model.stat().st_size
-    elif exported is None or (name != "factorized" and measured is None):
+    elif exported is None or name not in compression.models:
         return None
     else:
-        counts = {key: exported[key] for key in ("parameters", "macs")}
+        pruned = name == "pruned" and compression.pruned is not None and compression.driver.data(compression.pruned)
+        counts = {key: (pruned or exported)[key] for key in ("parameters", "macs")}
         size = _file_bytes(compression, name, model, exported)
     measured_names = titles(compression.network.head, compression.network.recipe.data.metric)
     names = dict.fromkeys(("accuracy", *measured_names))
@@ -71,6 +73,14 @@ def _stage(
         field: {part: (measured or {}).get(part, {}).get(field) for part in ("validation", "test")} for field in fields
     }
     return {**counts, "file_bytes": size, **measures}
+
+
+def _pruning(compression: Compression) -> dict[str, Any] | None:
+    """Every group of channels: the layers that write them, how many there were and are, and what is kept and why."""
+    if compression.pruned is None:
+        return None
+    data = compression.driver.data(compression.pruned)
+    return {name: data[name] for name in ("groups", "kept", "parameters", "macs")}
 
 
 def _file_bytes(compression: Compression, stage: str, model: Path, exported: Mapping[str, Any]) -> int:
@@ -85,6 +95,7 @@ def _file_bytes(compression: Compression, stage: str, model: Path, exported: Map
 def layer_rows(compression: Compression) -> list[dict[str, Any]]:
     """Every layer with a kernel: what became of it, or why it is kept."""
     choices = {choice.layer: choice for choice in compression.decision.choices} if compression.decision else {}
+    alone = "only channels are removed" if compression.driver.recipe.prune.alone else ""
     rows = []
     for layer in compression.network.layers:
         if not layer.kind:
@@ -97,7 +108,9 @@ def layer_rows(compression: Compression) -> list[dict[str, Any]]:
                 "kernel": list(layer.kernel),
                 "method": choice.id.method if choice.id else None,
                 "rank": list(parse_rank(choice.id.rank)) if choice.id else [],
-                "reason": choice.reason or ("" if choice.id else kept_reason(layer, compression.driver.recipe)),
+                "reason": alone
+                or choice.reason
+                or ("" if choice.id else kept_reason(layer, compression.driver.recipe)),
                 "parameters": [cost.parameters, choice.parameters if choice.id else cost.parameters],
                 "macs": [cost.macs, choice.macs if choice.id else cost.macs],
                 "similarity": dict(choice.similarity),

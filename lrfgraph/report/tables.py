@@ -19,12 +19,19 @@ __all__ = [
     "kernel_text",
     "layers_table",
     "measure_text",
+    "pruning_table",
     "result_table",
     "seconds_text",
     "stage_line",
 ]
 
-TITLES = {"baseline": "original", "factorized": "factorized", "repaired": "repaired", "finetuned": "fine-tuned"}
+TITLES = {
+    "baseline": "original",
+    "pruned": "pruned",
+    "factorized": "factorized",
+    "repaired": "repaired",
+    "finetuned": "fine-tuned",
+}
 NARROWEST = 32
 
 
@@ -160,6 +167,18 @@ def layers_table(summary: Mapping[str, Any]) -> str:
         similar = f"{layer['similarity'][metric]:.4f}" if metric in layer["similarity"] else "–"
         rows.append([*head, layer["method"], "x".join(map(str, layer["rank"])), *shares, similar, ""])
     return columns(heading, rows, right=(5, 6, 7))
+
+
+def pruning_table(summary: Mapping[str, Any]) -> str:
+    """How many channels are left of every group, and which layers write them; what stays, and why."""
+    rows = []
+    for group in summary["pruning"]["groups"]:
+        before, after = group["channels"]
+        others = f"with {', '.join(group['layers'][1:])}" if len(group["layers"]) > 1 else ""
+        rows.append([group["name"], str(before), str(after), "; ".join(filter(None, (others, group["note"])))])
+    for layer, reason in summary["pruning"]["kept"].items():
+        rows.append([layer, "–", "", f"kept: {reason}"])
+    return columns(["channels of", "before", "after", ""], rows, right=(1, 2))
 
 
 def front_table(summary: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> str:

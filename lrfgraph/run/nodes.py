@@ -7,7 +7,7 @@ is known before anything runs. Nodes come by what they are about, a layer or a c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -116,13 +116,16 @@ def share_grid(count: int, smallest: float, largest: float) -> list[float]:
     return sorted(shares)
 
 
-def record_nodes(network: Network) -> dict[str, Node]:
-    """One record a layer, keyed by what feeds the layer and by the calibration images."""
+def record_nodes(network: Network, layers: Iterable[LayerSpec] | None = None) -> dict[str, Node]:
+    """One record a layer, keyed by what feeds the layer and by the calibration images.
+
+    layers : those that can be factorized by default.
+    """
     if network.data is None:
         return {}
     options, images = _asked(network.recipe.record), network.split("calibration")
     nodes = {}
-    for layer in network.factorizable():
+    for layer in network.factorizable() if layers is None else layers:
         inputs: Inputs = {"model": Ref(layer.upstream, network.model.key), "data": images}
         locators = network.locators_with(layer=layer.name)
         params = {"options": options, "layer": geometry(layer)}
@@ -130,15 +133,18 @@ def record_nodes(network: Network) -> dict[str, Node]:
     return nodes
 
 
-def curvature_nodes(network: Network) -> dict[str, Node]:
-    """One curvature a layer, keyed by the whole network: only what asks for it depends on layers downstream."""
+def curvature_nodes(network: Network, layers: Iterable[LayerSpec] | None = None) -> dict[str, Node]:
+    """One curvature a layer, keyed by the whole network: only what asks for it depends on layers downstream.
+
+    layers : those that can be factorized by default, where factors or the policy need it.
+    """
     needed = network.recipe.explore.weighting == "two_sided" or "curvature" in network.policy.needs
-    if network.data is None or not needed:
+    if network.data is None or (layers is None and not needed):
         return {}
     inputs: Inputs = {"model": network.original, "data": network.split("calibration")}
     params = {"images": CURVATURE_IMAGES, "seed": network.recipe.record.seed, **network.meaning}
     nodes = {}
-    for layer in network.factorizable():
+    for layer in network.factorizable() if layers is None else layers:
         own, locators = {**params, "layer": network.layers.index(layer)}, network.locators_with(layer=layer.name)
         nodes[layer.name] = Node(f"{layer.name}/curvature", "curvature", own, inputs, locators)
     return nodes
@@ -325,11 +331,18 @@ def _refits(network: Network, chosen: Mapping[str, CandidateId]) -> list[Candida
     return refits
 
 
-def finish_nodes(network: Network, model: Ref) -> list[Node]:
-    """Fine-tune a rebuilt model once, and write it out."""
+def finish_nodes(network: Network, model: Ref, teacher: Ref | None = None) -> list[Node]:
+    """Fine-tune a rebuilt model once, and write it out.
+
+    teacher : what it learns from, by default the network that was rebuilt.
+    """
     if not network.finetunes:
         return [_export_node(network, model)]
-    inputs: Inputs = {"student": model, "teacher": network.original, "data": network.split("train", "validation")}
+    inputs: Inputs = {
+        "student": model,
+        "teacher": teacher or network.original,
+        "data": network.split("train", "validation"),
+    }
     params = {"options": _asked(network.recipe.finetune), **network.judged_by}
     finetune = Node("finetune", "finetune", params, inputs, network.locators_with())
     return [finetune, _export_node(network, finetune.name)]

@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from lrfgraph.selection.problem import Decision
-
 __all__ = ["counts", "gap", "known_images"]
 
 GAP_ERRORS = 4.0
@@ -47,12 +45,11 @@ def gap(measured: Mapping[str, Mapping[str, float]]) -> list[str]:
     ]
 
 
-def counts(decision: Decision, written: Mapping[str, Any]) -> list[str]:
+def counts(planned: Mapping[str, int], written: Mapping[str, Any]) -> list[str]:
     """Say which format is left out, and where the file does not have the parameters and MACs that were promised.
 
-    written : what `export` said.
+    planned : parameters and MACs.  written : what `export` said.
     """
-    planned = {"parameters": decision.parameters, "macs": decision.macs}
     return [*written["notes"]] + [
         f"{written[name]:,} {name} are in the written file, {plan:,} were planned; please report this"
         for name, plan in planned.items()

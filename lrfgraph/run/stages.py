@@ -17,16 +17,17 @@ from lrfgraph import __version__
 from lrfgraph.engine.nodes import Ref
 from lrfgraph.engine.store import CorruptEntry, Store
 from lrfgraph.errors import DataError, ModelError
-from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.network.heads import HEADS, titles
+from lrfgraph.options.recipe import Recipe
 from lrfgraph.run import nodes, notes
 from lrfgraph.run.choosing import choose, probe
 from lrfgraph.run.driver import Driver
 from lrfgraph.run.given import given_candidates
+from lrfgraph.run.pruning import go_on, prune
 from lrfgraph.run.state import Compression, Exploration, Network, kept_reason
 from lrfgraph.selection.problem import CandidateId
 
-__all__ = ["STAGES", "Stage", "describe", "model_identity", "read_ahead", "read_model", "stages_until"]
+__all__ = ["STAGES", "Stage", "describe", "model_identity", "read_ahead", "read_model", "stages_of"]
 
 CHANCE_ERRORS = 3.0
 """Standard errors above chance that a baseline must be, else its preprocessing is taken to be wrong."""
@@ -85,12 +86,7 @@ def read_model(driver: Driver, image_shape: Sequence[int] | None = None) -> Netw
     code = code_digest(recipe.model.custom) if recipe.model.custom else None
     node = nodes.describe_node(str(driver.model), driver.identity, recipe, beside, image_shape, code)
     ref = driver.carry_out("describe", [node])[node.name]
-    data = driver.data(ref)
-    layers = tuple(LayerSpec.from_json(layer) for layer in data["layers"])
-    structure = data["structure"]
-    head = structure["head"] if recipe.data.head == "auto" else recipe.data.head
-    meaning = structure["signature"], head, structure["activation"]
-    return Network(ref, layers, data["network"], data["parameters"], data["macs"], *meaning, recipe)
+    return Network.described(ref, driver.data(ref), recipe)
 
 
 def _image_shape(driver: Driver, network: Network) -> tuple[list[int], list[str]]:
@@ -121,9 +117,10 @@ def _inputs(structure: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 def divide_images(driver: Driver, compression: Compression) -> Compression:
     """Divide the images, and read the configuration that is to be used as it is, if there is one."""
     network, recipe = compression.network, driver.recipe
-    if not any(True for _ in network.factorizable()):
-        raise ModelError(_nothing_to_do(network))
-    compression = replace(compression, given=given_candidates(driver, network))
+    if not recipe.prune.alone:
+        if not any(True for _ in network.factorizable()):
+            raise ModelError(_nothing_to_do(network))
+        compression = replace(compression, given=given_candidates(driver, network))
     if recipe.data.source is None:
         return compression.noted(
             "no images given: similarities are those of the weights, no accuracy was measured, nothing was fine-tuned; "
@@ -202,6 +199,18 @@ def _at_chance(driver: Driver, network: Network, accuracy: float, chance: float)
     )
 
 
+# Channels -----------------------------------------------------------------------------------------------------------
+
+
+def remove_channels(driver: Driver, compression: Compression) -> Compression:
+    """Prune the network; what follows factorizes the pruned one, repaired or not, whichever is nearer."""
+    compression = prune(driver, compression)
+    if driver.recipe.prune.alone or driver.only:
+        return compression
+    final, why = _choose_repaired_or(driver, compression, "pruned")
+    return go_on(driver, compression.noted(*why), compression.models[final])
+
+
 # Candidates ---------------------------------------------------------------------------------------------------------
 
 
@@ -254,21 +263,24 @@ def rebuild(driver: Driver, compression: Compression) -> Compression:
     chain = nodes.rebuild_nodes(compression.network, configuration, compression.exploration)
     refs = driver.carry_out("rebuild", chain)
     names = {"factorized": "rebuild", "repaired": "repaired/rebuild"}
-    return replace(compression, models={stage: refs[name] for stage, name in names.items() if name in refs})
+    models = {stage: refs[name] for stage, name in names.items() if name in refs}
+    return replace(compression, models={**compression.models, **models})
 
 
 def finish(driver: Driver, compression: Compression) -> Compression:
     """Fine-tune once what is nearer to the original, repaired or not, and write it out."""
-    final, why = _choose_repaired_or_factorized(driver, compression)
+    final, why = _choose_repaired_or(driver, compression, "pruned" if driver.recipe.prune.alone else "factorized")
     models = dict(compression.models)
-    finished = driver.carry_out("finish", nodes.finish_nodes(compression.network, models[final]))
+    finished = driver.carry_out(
+        "finish", nodes.finish_nodes(compression.network, models[final], compression.original.original)
+    )
     if "finetune" in finished:
         models["finetuned"], final = finished["finetune"], "finetuned"
     compression = compression.noted(*why, models=models, final=final)
     if "export" in finished:
         compression = replace(compression, exported=finished["export"])
-        assert compression.decision is not None
-        compression = compression.noted(*notes.counts(compression.decision, driver.data(finished["export"])))
+        planned = _planned(driver, compression)
+        compression = compression.noted(*notes.counts(planned, driver.data(finished["export"])))
     if "finetune" in finished:
         history = driver.data(finished["finetune"])["history"]
         idle = "fine-tuning brought nothing on validation images; the weights before it are kept"
@@ -277,21 +289,30 @@ def finish(driver: Driver, compression: Compression) -> Compression:
     return compression
 
 
-def _choose_repaired_or_factorized(driver: Driver, compression: Compression) -> tuple[str, list[str]]:
-    """Go on from the repaired model, unless on validation images it is further from the original than before."""
+def _choose_repaired_or(driver: Driver, compression: Compression, before: str) -> tuple[str, list[str]]:
+    """Go on from the repaired model, unless on validation images it is further from the original than `before`."""
     if "repaired" not in compression.models:
-        return "factorized", []
+        return before, []
     judged = {
         stage: nodes.evaluate_node(
             compression.network, stage, compression.models[stage], "validation", compression.baseline
         )
-        for stage in ("factorized", "repaired")
+        for stage in (before, "repaired")
     }
     refs = driver.carry_out("evaluate", list(judged.values()))
-    before, after = (driver.data(refs[node.name]).get("kl", 0.0) for node in judged.values())
-    if after <= before:
+    far, near = (driver.data(refs[node.name]).get("kl", 0.0) for node in judged.values())
+    if near <= far:
         return "repaired", []
-    return "factorized", ["repair brought the network no nearer to the original; the factors are kept as they were"]
+    return before, ["repair brought the network no nearer to the original; its weights are kept as they were"]
+
+
+def _planned(driver: Driver, compression: Compression) -> dict[str, int]:
+    """The parameters and MACs that were decided on."""
+    decision = compression.decision
+    if decision is not None:
+        return {"parameters": decision.parameters, "macs": decision.macs}
+    assert compression.pruned is not None
+    return {name: driver.data(compression.pruned)[name] for name in ("parameters", "macs")}
 
 
 def evaluate(driver: Driver, compression: Compression) -> Compression:
@@ -300,7 +321,7 @@ def evaluate(driver: Driver, compression: Compression) -> Compression:
     if network.data is None:
         return compression
     parts = [part for part in ("validation", "test") if part in network.images]
-    models: Mapping[str, Ref] = {"baseline": network.original, **compression.models}
+    models: Mapping[str, Ref] = {"baseline": compression.original.original, **compression.models}
     measures = {
         (stage, part): nodes.evaluate_node(
             network, stage, model, part, f"baseline/{part}/evaluate" if stage != "baseline" else None
@@ -335,9 +356,11 @@ def read_ahead(driver: Driver, compression: Compression) -> None:
             entry.file(name)
 
 
+PRUNING = ("couple", "record", "curvature", "importance", "widths", "prune", "adjust")
 STAGES = (
     Stage("data", ("data",), divide_images),
     Stage("baseline", (), measure_original),
+    Stage("prune", PRUNING, remove_channels),
     Stage("explore", ("record", "curvature", "decompose", "ranks"), explore),
     Stage("candidates", ("factorize", "score", "noise"), score_candidates),
     Stage("probe", ("probe",), probe),
@@ -348,10 +371,19 @@ STAGES = (
 )
 """What follows `describe`, in order."""
 
+FACTORIZING = {"explore", "candidates", "probe", "select", "rebuild"}
+"""Stages of a run that does not stop at the pruned network."""
 
-def stages_until(kind: str | None) -> tuple[Stage, ...]:
-    """Return the stages up to the one with this kind of node; all of them for none."""
+
+def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
+    """Return the stages that a recipe asks for, up to the one with the kind of node that it stops after."""
+    kind, prune = recipe.run.until, recipe.prune
     if kind == "describe":
         return ()
-    ends = (index for index, stage in enumerate(STAGES, 1) if kind in stage.kinds)
-    return STAGES[: next(ends, len(STAGES))]
+    stages = tuple(
+        stage
+        for stage in STAGES
+        if (stage.name != "prune" or prune.method) and not (prune.alone and stage.name in FACTORIZING)
+    )
+    ends = (index for index, stage in enumerate(stages, 1) if kind in stage.kinds)
+    return stages[: next(ends, len(stages))]

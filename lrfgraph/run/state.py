@@ -44,6 +44,15 @@ class Network:
     images: Mapping[str, str] = field(default_factory=dict)
     locators: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def described(cls, model: Ref, data: Mapping[str, Any], recipe: Recipe) -> Network:
+        """Return the network that a `describe` node says."""
+        layers = tuple(LayerSpec.from_json(layer) for layer in data["layers"])
+        structure = data["structure"]
+        head = structure["head"] if recipe.data.head == "auto" else recipe.data.head
+        meaning = structure["signature"], head, structure["activation"]
+        return cls(model, layers, data["network"], data["parameters"], data["macs"], *meaning, recipe)
+
     @property
     def original(self) -> Ref:
         """The model itself, known by what it computes."""
@@ -123,18 +132,22 @@ class Compression:
     """What a run came to; `report` writes it out.  Each stage returns it with what it found out.
 
     driver : what carried it out: counts of nodes, seconds, the store.
+    source : the network before its channels were pruned, where `network` is the pruned one.
     given : the candidates of a configuration that is used as it is, ``None`` where a policy decides.
-    baseline : measures of the original on validation images.  decision : one choice a layer.
-    points : what a policy that searches measured.  models : the entry of each stage (``factorized``, ``repaired``,
-    ``finetuned``).  final : the stage that is written out.  exported : entry of the written files.
+    baseline : measures of the original on validation images.  pruned : which channels went.
+    decision : one choice a layer.  points : what a policy that searches measured.
+    models : the entry of each stage (``pruned``, ``factorized``, ``repaired``, ``finetuned``).  final : the stage that
+    is written out.  exported : entry of the written files.
     history : of fine-tuning, by epoch.  measured : by stage and split.  notes : what a person should know.
     stopped : whether ``run.until`` cut the stages short.
     """
 
     driver: Driver = field(repr=False)
     network: Network
+    source: Network | None = None
     given: tuple[CandidateId, ...] | None = None
     baseline: Ref | None = None
+    pruned: Ref | None = None
     exploration: Exploration = field(default_factory=Exploration)
     decision: Decision | None = None
     points: tuple[Point, ...] = ()
@@ -145,6 +158,11 @@ class Compression:
     measured: Mapping[str, Mapping[str, dict[str, Any]]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     stopped: bool = False
+
+    @property
+    def original(self) -> Network:
+        """The network that everything is compared with."""
+        return self.source or self.network
 
     def noted(self, *notes: str, **changes: Any) -> Compression:
         """Return it with changes, and more to say."""

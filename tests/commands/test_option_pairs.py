@@ -13,12 +13,14 @@ import pytest
 from lrfgraph.commands.effects import checked
 from lrfgraph.errors import RecipeError
 from lrfgraph.options.asked import Asked
+from lrfgraph.options.pruning import ALONE as ALONE_PRUNED
+from lrfgraph.options.pruning import UNREAD
 from lrfgraph.options.recipe import OPTIONS, Recipe
 from lrfgraph.selection.policies import PUBLIC
 from tests.options.another import another_value
 
 IMAGES = "data.source=images.npz"
-OTHERS = [key for key in OPTIONS if key != "data.source"]
+OTHERS = [key for key in OPTIONS if key != "data.source" and not key.startswith("prune.")]
 VALUES = {"select.policy": "budget", "data.image_size": "14x14"}
 
 
@@ -156,6 +158,27 @@ def test_nothing_to_train_for() -> None:
     for key in trained:
         assert verdict(IMAGES, "finetune.epochs=0", setting(key)) == "!", key
     assert verdict(IMAGES, "finetune.epochs=0", "finetune.labels=false") == "."
+
+
+# Pruning ------------------------------------------------------------------------------------------------------------
+
+PRUNING = [key for key in OPTIONS if key.startswith("prune.") and key != "prune.method"]
+BESIDE_A_SHARE = {"prune.params", "prune.macs", "prune.spread"}
+
+
+@pytest.mark.parametrize("key", PRUNING)
+def test_options_of_pruning_need_pruning(key: str) -> None:
+    assert verdict(IMAGES, setting(key)) == "!"
+    assert verdict(IMAGES, setting(key), "prune.method=fbp") == "."
+    assert verdict(setting(key), "prune.method=fbp") == ("!" if key == "prune.refit" else ".")
+    share = "!" if key in BESIDE_A_SHARE else "."
+    assert key == "prune.keep" or verdict(IMAGES, setting(key), "prune.method=fbp", "prune.keep=0.5") == share
+
+
+@pytest.mark.parametrize("key", OTHERS)
+def test_what_is_for_factorizing_has_no_effect_where_channels_alone_are_pruned(key: str) -> None:
+    read = key == "repair.enabled" or key.partition(".")[0] not in UNREAD  # false asks for nothing
+    assert verdict(IMAGES, setting(key), *ALONE_PRUNED) == ("." if read else "!")
 
 
 TWO_POLICIES = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 from pathlib import Path
@@ -46,6 +47,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
         digits = {name: loaded[name] for name in loaded.files}
     folder = tmp_path_factory.mktemp("heads")
 
+    @functools.cache
     def train(name: str) -> tuple[str, Path, Path]:
         return script.TASKS[name].head, *script.make(name, digits, folder, 2, 20)
 
@@ -89,6 +91,19 @@ def test_a_network_is_compressed_fine_tuned_written_and_loaded_again(
             outputs, HEADS[head].targets(labels, outputs.shape[1:]), head_of(head, ACTIVATIONS.get(task, "linear"))
         )
         assert measured["accuracy"] == pytest.approx(summary["final"]["accuracy"]["test"], abs=1e-6)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_network_is_pruned_and_repaired(task: str, trained: Any, tmp_path: Path, call: Call) -> None:
+    head, model, data = trained(task)
+    settings = ("--set", "data.validation=60", "--set", "data.allow_chance=true", "--set", "repair.images=60")
+    words = ("--data", data, "--scale", "1/255", "--keep", "0.6", "--until", "adjust", *settings, "--json")
+    ended = call("prune", model, *words, "--cache", tmp_path / "cache", "--out", tmp_path / "out")
+    assert ended.code == 0, ended.err
+    summary = json.loads(ended.out)
+    assert summary["head"] == head
+    assert summary["pruning"]["parameters"] < summary["baseline"]["parameters"]
+    assert all(np.isfinite(group["loss"]) for group in summary["pruning"]["groups"])
 
 
 def test_every_task_of_the_script_is_one_of_a_head(trained: Any) -> None:
