@@ -30,7 +30,7 @@ from lrfgraph.options.values import (
     parse_toml,
     read_toml,
     toml_sections,
-)
+)  # fmt: skip
 
 __all__ = [
     "OPTIONS", "DataOptions", "ExploreOptions", "FinetuneOptions", "ModelOptions", "Recipe", "RecordOptions",

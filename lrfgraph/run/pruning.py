@@ -163,9 +163,8 @@ def _prune_node(network: Network, coupled: Ref, decided: Ref, readers: Sequence[
 
 
 def _adjust_node(network: Network, pruned: Node, curvatures: Mapping[str, Node]) -> Node:
-    """Keyed by the memory that is allowed, too: it decides how many images both networks hold at once."""
     options = {name: getattr(network.recipe.repair, name) for name in ("rows", "rounds", "ridge")}
-    options |= {"seed": network.recipe.record.seed, "max_memory": network.recipe.run.max_memory}
+    options["seed"] = network.recipe.record.seed
     inputs = {**pruned.inputs, "data": network.split("repair")}
     inputs |= {f"{name}/curvature": node.name for name, node in curvatures.items()}
     return Node("adjust", "adjust", {**pruned.params, "options": options}, inputs, pruned.locators)

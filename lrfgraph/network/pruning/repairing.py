@@ -30,7 +30,7 @@ from lrfgraph.pruning.channels import Kernel
 __all__ = ["Repair", "repair"]
 
 LIVE_BYTES = 2_000_000_000
-"""Bytes that the live values of both networks may take where nobody says more."""
+"""Bytes that the live values of both networks may take."""
 
 INPUT = -1
 """The slot under which a layer finds its own input: the original's is wider than that which a shortcut compares."""
@@ -54,21 +54,21 @@ def repair(
     images: Any,
     options: FitOptions,
     curvatures: Mapping[str, Array] | None = None,
-    max_memory: int | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Repair:
     """Return the narrower model, repaired.
 
     refits : of `narrow`, for layers that cannot be refitted to what they receive.  images : (n, …), array-like; as
-    many as keep live values within `max_memory` bytes are used.  curvatures : by path, the Fisher factor of the
-    layer's output gradient.  Nine parameters: what is pruned, what it is repaired from, and how.
+    many as keep live values within `LIVE_BYTES` are used, whatever the machine: the result depends on them.
+    curvatures : by path, the Fisher factor of the layer's output gradient.  Eight parameters: what is pruned, what it
+    is repaired from, and how.
     """
     narrower = Narrower(walk, removed, {})
     small = narrower.build(model)
     size = walk.shapes[walk.graph.inputs[0]][1:]
     twins = _Twins(narrower, {layer.name: layer for layer in describe(small, size).layers})
     twins.assign({path: refits[path] for path in refits if path not in twins.refittable})
-    count = min(len(images), max((max_memory or LIVE_BYTES) // _bytes_per_image(walk), 1))
+    count = min(len(images), max(LIVE_BYTES // _bytes_per_image(walk), 1))
     stream = _Streams(walk.graph, twins.graph, images[:count])
     errors: dict[str, tuple[float, float]] = {}
     for place, (call, own) in enumerate(zip(walk.graph.calls, twins.graph.calls, strict=True)):

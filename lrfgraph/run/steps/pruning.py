@@ -151,7 +151,6 @@ def adjust(task: Task) -> Result:
             for name in task.inputs
             if name.endswith("/curvature")
         },
-        options["max_memory"],
         task.progress,
     )
     data = {"image_shape": size, "errors": repaired.errors, "images": repaired.images}
