@@ -6,7 +6,7 @@ file knows how Keras keeps its graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +86,7 @@ def flatten(model: Any) -> Graph:
                 else:
                     outputs = [new_slot(x) for x in node.outputs]
                     numbers = (tuple(s.index for s in slots) for slots in (inputs, outputs))
+                    args = _written_out(args, shapes) if is_index(node.operation) else args
                     calls.append(Call(len(calls), path, node.operation, args, kwargs, *numbers))
                 known.update((id(x), slot) for x, slot in zip(node.outputs, outputs, strict=True))
         return [known[id(x)] for x in function._outputs]
@@ -93,6 +94,24 @@ def flatten(model: Any) -> Graph:
     inputs = [new_slot(x) for x in model.inputs]
     outputs = walk(model, inputs, "")
     return Graph(tuple(calls), tuple(s.index for s in inputs), tuple(s.index for s in outputs), shapes)
+
+
+def is_index(operation: Any) -> bool:
+    """Return whether an operation takes a part of a tensor: ``x[…]``."""
+    return type(operation).__name__ == "GetItem" and type(operation).__module__.startswith("keras.")
+
+
+def _written_out(args: Any, shapes: Mapping[int, Sequence[int | None]]) -> Any:
+    """Write an ellipsis in an index as the slices that it stands for: an HDF5 file cannot hold it."""
+    if len(args) != 2 or not isinstance(args[0], Slot):
+        return args
+    index = tuple(args[1]) if isinstance(args[1], list | tuple) else (args[1],)
+    places = [place for place, item in enumerate(index) if item is Ellipsis]
+    if places:
+        taken = sum(item is not None for item in index) - 1  # by all but the ellipsis and new axes
+        whole = (slice(None),) * (len(shapes[args[0].index]) - taken)
+        index = index[: places[0]] + whole + index[places[0] + 1 :]
+    return (args[0], index)
 
 
 def input_structure(model: Any) -> Any:

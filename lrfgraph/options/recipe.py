@@ -50,12 +50,7 @@ class ModelOptions(Section):
 
     SECTION = "model"
     custom: tuple[str, ...] = option(
-        (),
-        NAMES,
-        "Custom objects the model needs, as package.module:name",
-        flag="--custom",
-        looking=True,
-        runs_code=bool,
+        (), NAMES, "Custom objects of the model, as package.module:name", flag="--custom", looking=True, runs_code=bool
     )
     architecture: str | None = option(
         None, PATH, "Model JSON that belongs to a file that holds weights alone", flag="--architecture", looking=True

@@ -216,11 +216,23 @@ def frozen_mixed() -> Any:
     return randomize(keras.Model(x, model(keras.ops.cast(y, "float32"))))
 
 
+def sliced() -> Any:
+    """A model whose calls take parts of tensors in every way of writing it."""
+    import keras
+
+    x = inputs = keras.Input((6, 6, 4))
+    x = keras.layers.Conv2D(6, 3, padding="same")(x[..., 1:])
+    parts = [x[:, 1:5, 1:5, :3], x[:, 1:5, 1:5, 3:], x[:, :4, 2:][..., 2:5]]
+    x = keras.layers.Concatenate()([*parts, x[:, 0, ..., :1][:, None, :4] * 0.5 + parts[0][..., :1]])
+    x = keras.layers.Dense(3)(keras.layers.Flatten()(x))
+    return randomize(keras.Model(inputs, x[..., :2]))
+
+
 GRAPHS: dict[str, Callable[[], Any]] = {
     make.__name__: make
     for make in (
         channels_first, sequential, sequential_without_input, residual, shared, shared_with_nested, nested, many,
-        two_lists, open_size, frozen_mixed,
+        two_lists, open_size, frozen_mixed, sliced,
     )
 }  # fmt: skip
 MODELS = LAYERS | GRAPHS

@@ -211,6 +211,16 @@ def test_a_model_read_twice_has_one_signature(name: str, tmp_path: Path) -> None
     assert (one.digest, one.structure) == (two.digest, two.structure)
 
 
+def test_a_network_is_the_same_in_either_file(tmp_path: Path) -> None:
+    from lrfgraph.network.opening.loading import load_model
+
+    digests = {describe(MODELS["sliced"]()).digest}
+    for name in ("model.keras", "model.h5"):
+        MODELS["sliced"]().save(tmp_path / name)
+        digests.add(describe(load_model(tmp_path / name)).digest)
+    assert len(digests) == 1
+
+
 # A user's code ------------------------------------------------------------------------------------------------------
 
 

@@ -269,19 +269,8 @@ def test_written_files_reload_without_this_package(tmp_path: Path, capfd: pytest
         verify_files(rebuilt, paths)
 
 
-def sliced() -> Any:
-    """A model whose calls take parts of tensors in every way of writing it."""
-    import keras
-
-    x = inputs = keras.Input((6, 6, 4))
-    x = keras.layers.Conv2D(6, 3, padding="same")(x[..., 1:])
-    parts = [x[:, 1:5, 1:5, :3], x[:, 1:5, 1:5, 3:], x[:, :4, 2:][..., 2:5]]
-    x = keras.layers.Concatenate()([*parts, x[:, 0, ..., :1][:, None, :4] * 0.5 + parts[0][..., :1]])
-    return keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(x))[..., :2])
-
-
 def test_slices_are_written_in_every_format(tmp_path: Path) -> None:
-    model = sliced()
+    model = MODELS["sliced"]()
     paths, counted, notes = export(model, tmp_path)
     assert [path.name for path in paths] == list(FORMATS)
     assert notes == ()

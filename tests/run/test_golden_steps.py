@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lrfgraph.api import compress
+from lrfgraph.api import compress, prune
 from lrfgraph.engine.entry import Entry
 from lrfgraph.engine.maintenance import list_entries
 from lrfgraph.engine.nodes import Ref
@@ -28,14 +28,14 @@ from lrfgraph.run.steps import STEPS
 DATA = Path(__file__).parents[1] / "data"
 FILE = DATA / "golden" / "steps.json"
 ORDER = (
-    "describe", "data", "record", "curvature", "decompose", "ranks", "factorize", "score", "noise", "probe", "select",
-    "repair", "rebuild", "finetune", "export", "evaluate",
+    "describe", "data", "record", "curvature", "couple", "importance", "widths", "prune", "adjust", "decompose",
+    "ranks", "factorize", "score", "noise", "probe", "select", "repair", "rebuild", "finetune", "export", "evaluate",
 )  # fmt: skip
 USED = ("svd_channel", "cp", "svd")
 """All methods have golden numbers of their own; here a matrix method and an alternating one are enough."""
 MEASURED_ANEW = {"file_bytes", "seconds", "peak", "difference"}
 """What differs from run to run."""
-RELATIVE = {"repair": 2e-2, "rebuild": 2e-2, "finetune": 2e-2, "evaluate": 2e-2}
+RELATIVE = dict.fromkeys(("adjust", "repair", "rebuild", "finetune", "evaluate"), 2e-2)
 """Solvers and training amplify the rounding of another processor's sums; all other steps agree to `CLOSE`."""
 CLOSE = 2e-3
 RECIPE = {
@@ -55,12 +55,14 @@ def versions(kind: str) -> dict[str, int]:
 
 @cache
 def results() -> dict[str, dict[str, Any]]:
-    """By kind and node, the numbers of a run, and of one that decides by noise."""
+    """By kind and node, the numbers of a run, of one that decides by noise, and of one that prunes."""
     with tempfile.TemporaryDirectory() as folder:
         recipe = Recipe.from_dict(RECIPE).with_option("run.cache", folder)
         compress(DATA / "tiny_cnn.keras", recipe)
         noise = recipe.with_option("select.policy", "evbmf").with_option("select.params", None)
         compress(DATA / "tiny_cnn.keras", noise.with_option("select.probes", 0).with_option("run.until", "select"))
+        pruned = Recipe.from_dict({**RECIPE, "prune": {"keep": 0.5}, "select": {}, "explore": {}})
+        prune(DATA / "tiny_cnn.keras", pruned.with_option("run.cache", folder).with_option("run.until", "adjust"))
         store = Store(Path(folder))
         by_kind: dict[str, dict[str, Any]] = {kind: {} for kind in ORDER}
         for info in list_entries(store):

@@ -215,6 +215,6 @@ def try_preprocessings(model: Input, entry: Input, locators: Mapping[str, Any]) 
 
 
 STEPS = (
-    Step("describe", 8, describe, decides=True),
+    Step("describe", 9, describe, decides=True),
     Step("data", 3, data, decides=True),
 )
