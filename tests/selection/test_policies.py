@@ -141,6 +141,8 @@ def test_energy_takes_the_cheapest_candidate_that_keeps_enough_of_the_kernel(see
     ("cost", "parameters", "macs", "takes"),
     [
         ("parameters", 100, 50, False),
+        ("parameters", 1200, 50, False),
+        ("macs", 50, 1200, False),
         ("parameters", 99, 200, True),
         ("macs", 50, 100, False),
         ("macs", 200, 99, True),
