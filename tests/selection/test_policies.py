@@ -267,6 +267,15 @@ def test_the_level_is_as_high_as_the_budget_allows(name: str, seed: int, share: 
     assert again == spent
 
 
+@pytest.mark.parametrize("name", ["energy", "threshold"])
+def test_a_budget_that_allows_everything_keeps_all_layers(name: str) -> None:
+    """The highest level is above every candidate's, a perfect one's included."""
+    perfect = Candidate(CandidateId("a", "cp", "1"), 50, 50, {"cosine": 1.0}, 0.0, 0.0)
+    made = Problem((LayerChoices("a", 100, 100, (perfect,)),), 100, 100)
+    assert decide(name, made, options(policy=name, params=1.0)).configuration == ()
+    assert decide(name, made, options(policy=name, params=0.99)).configuration == (perfect.id,)
+
+
 def test_energy_sees_weights_alone_and_uniform_cuts_all_layers_alike() -> None:
     made = problem(11, layers=4, candidates=16)
     decision = decide("energy", made, options(policy="energy", params=0.6))
