@@ -72,10 +72,11 @@ class Reach:
         stem = Path(source).stem
         mirror = f"{Path(source).parent.name}/test_{stem}.py"
         room = f"tests/{Path(source).parts[1]}/"
-        # what stands in no function is read at import, whichever test comes first
-        reaching = set() if function == MODULE else self.tests[source, function]
-        # and some tests start processes of their own
-        ids = reaching | {i for i in self.seconds if i.startswith(room)}
+        near = {i for i in self.seconds if i.startswith(room)}  # some tests start processes of their own
+        reaching = self.tests[source, function]
+        ids = reaching | near
+        if function == MODULE:  # read at import, whichever test comes first: any may notice
+            reaching, ids = near, set(self.seconds)
         cost = {i: self.seconds[i] for i in ids}
         spent, chosen = 0.0, []
         for i in sorted(ids, key=lambda i: (i not in reaching, cost[i] * (0.1 if f"{mirror}::" in i else 1.0), i)):

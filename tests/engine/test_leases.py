@@ -226,3 +226,23 @@ def test_what_is_no_lease_is_one_until_it_is_old(tmp_path: Path, content: str) -
     assert Waiting(path).acquire() is None
     os.utime(path, (1000, 1000))
     assert not live(path)
+
+
+@pytest.mark.parametrize("answer", [None, PermissionError, ProcessLookupError])
+def test_a_system_that_does_not_say_when_a_process_started_says_whether_it_is_there(
+    monkeypatch: pytest.MonkeyPatch, answer: type[OSError] | None
+) -> None:
+    def kill(pid: int, signal: int) -> None:
+        if answer is not None:
+            raise answer
+
+    def unreadable(path: Path) -> bytes:
+        raise FileNotFoundError(str(path))
+
+    monkeypatch.setattr(leases.Path, "read_bytes", unreadable)
+    assert leases._started(os.getpid()) is None, "the system lists processes, and this one is not among them"
+    monkeypatch.setattr(leases.Path, "exists", lambda path: False)
+    monkeypatch.setattr(os, "kill", kill)
+    assert leases._started(os.getpid()) == (None if answer is ProcessLookupError else 0)
+    monkeypatch.setattr(os, "name", "another")
+    assert leases._started(os.getpid()) == 0

@@ -26,6 +26,10 @@ def test_class_numbers() -> None:
         assert made.dtype == np.int64
 
 
+def test_rows_of_two_classes_are_numbered_too() -> None:
+    np.testing.assert_array_equal(class_numbers(np.eye(2)[Y % 2], (2,)), Y % 2)
+
+
 @pytest.mark.parametrize("y", [np.arange(24).reshape(2, 3, 4) % 5, np.eye(5)[np.arange(24).reshape(2, 3, 4) % 5]])
 def test_class_numbers_of_positions_are_small(y: np.ndarray) -> None:
     made = class_numbers(y, (3, None, 5))

@@ -159,6 +159,13 @@ def test_as_many_rows_are_kept_as_all_images_can_give_alike(images: int, rows: i
     assert len(set(np.bincount(image[stored]).tolist()) - {0}) == 1
 
 
+@pytest.mark.parametrize(("limit", "kept"), [(320, 20), (319, 10), (160, 10), (159, 5)])
+def test_rows_are_four_bytes_a_number(limit: int, kept: int) -> None:
+    """Of ten images with four numbers a row."""
+    sampler = Sampler(dense(positions=100), 10, 1000, 10_000, limit, 0)
+    assert int(sampler.batch(0, 0, 10)[2].sum()) == kept
+
+
 @pytest.mark.parametrize(
     ("images", "moment_rows", "each"),
     [(10, 100, 10), (10, 101, 11), (10, 99, 10), (10, 5, 1), (10, 2000, 100), (10, 990, 99)],

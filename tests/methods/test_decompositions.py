@@ -9,6 +9,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+from lrfgraph.errors import ConfigurationError
 from lrfgraph.layers.pieces import compose
 from lrfgraph.layers.spec import Array, LayerSpec
 from lrfgraph.methods import METHODS, algebra, grid, ttm
@@ -90,6 +91,15 @@ def test_tt_matrix_is_as_near_as_tensorlys() -> None:
     assert [piece.shape[1:3] for piece in METHODS["ttm"].pieces(spec, (5, 4))] == [(3, 5), (4, 3), (4, 2)]
     other = tensor_train_matrix(tensor, rank=[1, 5, 4, 1]).to_tensor()
     assert error(METHODS["ttm"], spec, kernel, (5, 4)) <= 1.02 * np.linalg.norm(other - tensor)
+
+
+def test_three_cores_are_offered_unless_one_would_be_a_single_number() -> None:
+    method = METHODS["ttm"]
+    small, smaller = layer("dense", (1, 4, 7)), layer("dense", (1, 2, 3))
+    assert [piece.shape[1:3] for piece in method.pieces(small, (4, 2))] == [(1, 7), (2, 1), (2, 1)]
+    assert error(method, small, random_kernel(small), (4, 2)) < 1e-5
+    with pytest.raises(ConfigurationError, match="ttm has no rank 1x1"):
+        fit(method, smaller, random_kernel(smaller), (1, 1))
 
 
 def test_cp_finds_a_planted_rank() -> None:

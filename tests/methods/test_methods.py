@@ -158,6 +158,7 @@ def test_factors_nest(method: Method, spec: LayerSpec) -> None:
         assert not method.nests or not spec.family.mixes_channels
         return
     prepared = method.prepare(spec, random_kernel(spec))
+    assert {len(rank) for rank in method.ranks(spec, prepared, SHARES)} <= {len(full)}, "all are slices of one chain"
     small = tuple(max(1, r // 2) for r in full)
     large, weights = method.factorize(spec, prepared, full), method.factorize(spec, prepared, small)
     for one, other in zip(large, weights, strict=True):

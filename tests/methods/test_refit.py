@@ -11,10 +11,11 @@ import pytest
 from lrfgraph.layers.moments import RowMoments
 from lrfgraph.layers.pieces import Piece, compose
 from lrfgraph.layers.spec import Array, LayerSpec
+from lrfgraph.methods import METHODS
 from lrfgraph.methods import refit as module
 from lrfgraph.methods.base import Method
 from lrfgraph.methods.refit import equal_norms, gradients, refit
-from tests.methods.examples import NAMES, PAIRS, SHARES, correlated_moments, fit, random_kernel
+from tests.methods.examples import NAMES, PAIRS, SHARES, correlated_moments, fit, layer, random_kernel
 
 FEW = [index for index, (_, spec) in enumerate(PAIRS) if spec.weights <= 2000]
 PAIRS_FEW, NAMES_FEW = [PAIRS[i] for i in FEW], [NAMES[i] for i in FEW]
@@ -131,6 +132,16 @@ def test_a_large_ridge_holds_on_to_the_start(method: Method, spec: LayerSpec) ->
     c = g @ np.random.default_rng(6).normal(size=start.shape)
     found = matrix(spec, pieces, refit(spec, pieces, weights, g, c, 1e8, 30))
     np.testing.assert_allclose(found, start, atol=1e-4 * np.abs(start).max())
+
+
+def test_two_cores_with_the_sizes_of_two_matrices_are_cores() -> None:
+    """6·6 rows in the first one, as the layer has inputs, and r·30 numbers in the last."""
+    spec, method = layer("dense", (1, 36, 30)), METHODS["ttm"]
+    pieces, weights = method.pieces(spec, (4,)), fit(method, spec, random_kernel(spec), (4,))
+    assert [piece.shape for piece in pieces] == [(1, 6, 6, 4), (4, 6, 5, 1)]
+    g, wanted = moments_of(spec), matrix(spec, pieces, weights)
+    found = refit(spec, pieces, weights, g, g @ wanted, 0.0, 10)
+    np.testing.assert_allclose(matrix(spec, pieces, found), wanted, atol=1e-5 * np.abs(wanted).max())
 
 
 ONE_EACH = {method.name: (method, spec) for method, spec in reversed(PAIRS_FEW)}

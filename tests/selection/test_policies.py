@@ -141,6 +141,8 @@ def test_energy_takes_the_cheapest_candidate_that_keeps_enough_of_the_kernel(see
     ("cost", "parameters", "macs", "takes"),
     [
         ("parameters", 100, 50, False),
+        ("parameters", 1200, 50, False),
+        ("macs", 50, 1200, False),
         ("parameters", 99, 200, True),
         ("macs", 50, 100, False),
         ("macs", 200, 99, True),
@@ -263,6 +265,15 @@ def test_the_level_is_as_high_as_the_budget_allows(name: str, seed: int, share: 
     assert less < spent <= share * made.parameters
     again, _ = totals(made, decide(name, made, options(policy=name, params=spent / made.parameters + 1e-9)).choices)
     assert again == spent
+
+
+@pytest.mark.parametrize("name", ["energy", "threshold"])
+def test_a_budget_that_allows_everything_keeps_all_layers(name: str) -> None:
+    """The highest level is above every candidate's, a perfect one's included."""
+    perfect = Candidate(CandidateId("a", "cp", "1"), 50, 50, {"cosine": 1.0}, 0.0, 0.0)
+    made = Problem((LayerChoices("a", 100, 100, (perfect,)),), 100, 100)
+    assert decide(name, made, options(policy=name, params=1.0)).configuration == ()
+    assert decide(name, made, options(policy=name, params=0.99)).configuration == (perfect.id,)
 
 
 def test_energy_sees_weights_alone_and_uniform_cuts_all_layers_alike() -> None:
