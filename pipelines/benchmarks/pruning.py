@@ -16,7 +16,6 @@ import itertools
 import os
 import platform
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -46,7 +45,7 @@ def main() -> None:
     parser.add_argument("--costs", nargs="+", default=["params", "macs"], choices=["params", "macs"])
     given = parser.parse_args()
     found: dict[str, Any] = {
-        "command": " ".join(sys.argv[1:]),
+        "command": command(given),
         "commit": subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
         ).stdout.strip(),
@@ -57,6 +56,14 @@ def main() -> None:
             for name, row in measure(given):
                 found.setdefault(measure.__name__, {})[name] = row
                 write(given.out, found)
+
+
+def command(given: argparse.Namespace) -> str:
+    """The command line without the folders, which are this machine's."""
+    options = {name: getattr(given, name) for name in ("only", "networks", "shares", "costs")}
+    words = [f"--{name} {' '.join(map(str, values))}" for name, values in options.items()]
+    settings = [f"--set {setting}" for setting in given.set if not setting.startswith(("data.source", "run."))]
+    return " ".join(["pruning.py", *words, f"--images {given.images}", *settings])
 
 
 # Pruned against masked ----------------------------------------------------------------------------------------------
