@@ -304,7 +304,7 @@ GOLDEN: dict[str, str] = {
     "curvature": "be2ea7ff5c4a5d1ccacec4d87f6bee5e41526192",
     "data": "2804a06d184977d4bfbe288b0eef29cb0d7a692f",
     "decompose": "6a9f11e903dde982915fa2c1b02ea50da7e190bb",
-    "describe": "30c8750a16ac6f008c20b59b02009dc9a96b879d",
+    "describe": "896e15752346f5fe1a75d21ab861122dc9a7431b",
     "evaluate": "5860341f0e0a7c9322f5448a49136fed4d9c6689",
     "export": "9a57ebe25677d5407ff3405b2ddc0d669e1df3cb",
     "factorize": "5e5fdfa7f2d00f1472397e74f208a6ad288e7b1a",
