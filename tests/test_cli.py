@@ -363,7 +363,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 
 def test_a_run_leaves_its_results(finished: Finished) -> None:
     names = {"compressed.h5", "compressed.keras", "hybrid.toml", "recipe.toml", "summary.json"}
-    pictures = {"configurations.csv", "design_space.csv", "design_space.png"}
+    pictures = {"configurations.csv", "design_space.csv", "design_space.png", "layers.png"}
     assert {path.name for path in finished.out.iterdir()} == names | pictures
     said = json.loads((finished.out / "summary.json").read_text())
     assert said["format"] == 1

@@ -30,8 +30,8 @@ def run_and_report(model: Path, asked: Asked, *, as_json: bool = False) -> dict[
 
         compression = compress(model, asked.recipe, base=asked.folder, on_event=progress, on_baseline=on_baseline)
         summary = results.summary(compression, model)
-        note = write_design_space(compression, folder)
-        summary["warnings"] += [*asked.notes, *([note] if note else [])]
+        write_design_space(compression, folder)
+        summary["warnings"] += asked.notes
         results.write(compression, folder, summary)
     if as_json:
         print(json.dumps(summary, indent=1, default=list))

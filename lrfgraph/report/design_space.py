@@ -1,4 +1,4 @@
-"""The design space as files: every candidate, every measured configuration, and one picture of both."""
+"""The design space as files: every candidate, every measured configuration, and pictures."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from typing import Any
 from lrfgraph.errors import OutputError
 from lrfgraph.layers.pieces import layer_cost
 from lrfgraph.layers.similarity import METRICS
+from lrfgraph.network.heads import titles
+from lrfgraph.report.pictures import draw_design_space, draw_layers
+from lrfgraph.report.summary import layer_rows
 from lrfgraph.run.state import Compression
 
 __all__ = ["CANDIDATE_COLUMNS", "CONFIGURATION_COLUMNS", "candidates", "configurations", "write_design_space"]
@@ -44,7 +47,7 @@ CONFIGURATION_COLUMNS = (
 )
 """Shares are of the network; drop in points of what the run measures; empty where nothing was measured."""
 
-PICTURE = "design_space.png"
+PICTURES = ("design_space.png", "layers.png")
 
 
 def candidates(compression: Compression) -> list[dict[str, Any]]:
@@ -90,37 +93,38 @@ def configurations(compression: Compression) -> list[dict[str, Any]]:
     return rows
 
 
-def write_design_space(compression: Compression, folder: Path) -> str:
-    """Write ``design_space.csv``, ``configurations.csv`` and the picture; return a note where there is none.
+def write_design_space(compression: Compression, folder: Path) -> None:
+    """Write ``design_space.csv``, ``configurations.csv`` and the pictures of candidates and of layers.
 
-    The picture is drawn again only where a table says something new: drawing takes longer than a cached run.
+    Pictures are drawn again only where a table says something new: drawing takes longer than a cached run.
     Raises OutputError.
     """
     try:
-        return _write(compression, folder)
+        _write(compression, folder)
     except OSError as error:
         raise OutputError(
             f"output folder {folder} cannot be written ({error.strerror}); choose another with --out"
         ) from None
 
 
-def _write(compression: Compression, folder: Path) -> str:
+def _write(compression: Compression, folder: Path) -> None:
     files = {
         "design_space.csv": (CANDIDATE_COLUMNS, candidates(compression)),
         "configurations.csv": (CONFIGURATION_COLUMNS, configurations(compression)),
     }
-    news = not (folder / PICTURE).exists()
+    news = not all((folder / name).exists() for name in PICTURES)
     for name, (columns, rows) in files.items():
         if rows and not (compression.stopped and name == "configurations.csv" and (folder / name).exists()):
             news |= _replace(folder / name, _csv(columns, rows))
     rows = files["design_space.csv"][1]
     if not news or not rows:
-        return ""
-    try:
-        _draw(folder / PICTURE, rows, files["configurations.csv"][1], compression.driver.recipe.similarity.metric)
-    except ImportError:
-        return f"{PICTURE} was not drawn: matplotlib is not installed; pip install lrfgraph[plot]"
-    return ""
+        return
+    recipe = compression.driver.recipe
+    measure = next(iter(titles(compression.network.head, recipe.data.metric).values()))
+    picture, layers = (folder / name for name in PICTURES)
+    draw_design_space(picture, rows, files["configurations.csv"][1], (recipe.similarity.metric, measure))
+    if compression.decision is not None:
+        draw_layers(layers, layer_rows(compression))
 
 
 def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
@@ -143,40 +147,3 @@ def _replace(path: Path, text: str) -> bool:
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
     return True
-
-
-def _draw(
-    path: Path, rows: Sequence[Mapping[str, Any]], configurations: Sequence[Mapping[str, Any]], metric: str
-) -> None:
-    """Left: candidates by their share of the layer's parameters and MACs; right: measured configurations."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    markers = dict(zip(dict.fromkeys(row["method"] for row in rows), "osD^v<>P*X", strict=False))
-    for method, marker in markers.items():
-        own = [row for row in rows if row["method"] == method]
-        marks = left.scatter(
-            *([row[axis] for row in own] for axis in ("parameters_share", "macs_share")),
-            c=[row[metric] for row in own],
-            marker=marker, s=12, alpha=0.7, vmin=0.5, vmax=1.0, label=method, linewidths=0,
-        )  # fmt: skip
-    left.set(xscale="log", yscale="log", xlabel="parameters, share of the layer", ylabel="MACs, share of the layer")
-    left.set_title(f"{len(rows):,} candidates")
-    left.legend(fontsize=8)
-    figure.colorbar(marks, ax=left, label=f"similarity ({metric})")
-    points = [
-        row for row in configurations if row.get("accuracy_validation") is not None and row.get("parameters_share")
-    ]
-    for axis, marker in (("parameters_share", "o"), ("macs_share", "s")):
-        label = axis.replace("_share", "").replace("macs", "MACs")
-        accuracies = [100 * row["accuracy_validation"] for row in points]
-        right.scatter([row[axis] for row in points], accuracies, marker=marker, label=label)
-    right.set(xlabel="share of the network kept", ylabel="accuracy on validation images, %")
-    right.set_title(f"{len(points)} measured configurations")
-    right.legend(fontsize=8)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        FigureCanvasAgg(figure).print_png(file)
-    os.replace(partial, path)

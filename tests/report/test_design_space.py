@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from lrfgraph.api import Compression, compress
 from lrfgraph.errors import OutputError
 from lrfgraph.options.recipe import Recipe
 from lrfgraph.report.design_space import CANDIDATE_COLUMNS, CONFIGURATION_COLUMNS, write_design_space
+from lrfgraph.report.pictures import draw_layers
 from lrfgraph.selection.front import Point
 from lrfgraph.selection.problem import CandidateId, Decision
 from tests.network.models import residual
@@ -54,7 +54,7 @@ def test_measured_configurations_are_rows_and_news_are_drawn(outcome: Compressio
     points = (Point(3, 0.8, parameters // 2, macs // 4, 1.5, 0.3, 0.9, 0.01, 0.02, Decision("", (), 1, 1)),)
     measured = {"baseline": {"validation": {"accuracy": 0.95}, "test": {"accuracy": 0.94}}}
     found = replace(outcome, measured=measured, points=points)
-    assert write_design_space(found, tmp_path) == ""
+    write_design_space(found, tmp_path)
     rows = read(tmp_path / "configurations.csv")
     assert tuple(rows[0]) == CONFIGURATION_COLUMNS
     assert [(row["name"], row["accuracy_validation"]) for row in rows] == [("baseline", "0.95"), ("point 0", "0.9")]
@@ -69,13 +69,14 @@ def test_measured_configurations_are_rows_and_news_are_drawn(outcome: Compressio
     assert picture.read_bytes() != b"kept"
 
 
-def test_without_matplotlib_a_note_says_what_to_install(
-    outcome: Compression, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert "pip install lrfgraph[plot]" in write_design_space(outcome, tmp_path)
-    assert (tmp_path / "design_space.csv").exists()
-    assert not (tmp_path / "design_space.png").exists()
+def test_layers_are_drawn_before_and_after(tmp_path: Path) -> None:
+    layers = [
+        {"name": "conv", "parameters": [1000, 100], "method": "cp", "rank": [3]},
+        {"name": "head", "parameters": [50, 50], "method": None, "rank": []},
+    ]
+    draw_layers(tmp_path / "layers.png", layers)
+    assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
+    assert [file.name for file in tmp_path.iterdir()] == ["layers.png"]
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(outcome: Compression, tmp_path: Path) -> None:

@@ -1,0 +1,98 @@
+"""Two pictures of a run: the design space with what was measured, and the layers before and after."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["draw_design_space", "draw_layers"]
+
+Row = Mapping[str, Any]
+SHARES = {"parameters_share": ("parameters", "o"), "macs_share": ("MACs", "s")}
+
+
+def draw_design_space(
+    path: Path, candidates: Sequence[Row], configurations: Sequence[Row], titles: Sequence[str]
+) -> None:
+    """Draw, left, candidates by their share of the layer's parameters and MACs, and right, measured configurations.
+
+    candidates, configurations : rows of the tables of the same names.  titles : of the similarity and the measure.
+    """
+    metric, measure = titles
+    figure = _figure(12, 5)
+    left, right = figure.subplots(1, 2)
+    markers = dict(zip(dict.fromkeys(row["method"] for row in candidates), "osD^v<>P*X", strict=False))
+    for method, marker in markers.items():
+        own = [row for row in candidates if row["method"] == method]
+        marks = left.scatter(
+            *([row[axis] for row in own] for axis in SHARES),
+            c=[row[metric] for row in own],
+            marker=marker, s=12, alpha=0.7, vmin=0.5, vmax=1.0, label=method, linewidths=0,
+        )  # fmt: skip
+    left.set(xscale="log", yscale="log", xlabel="parameters, share of the layer", ylabel="MACs, share of the layer")
+    left.set_title(f"{len(candidates):,} candidates")
+    left.legend(fontsize=8)
+    figure.colorbar(marks, ax=left, label=f"similarity ({metric})")
+    points = [
+        row for row in configurations if row.get("accuracy_validation") is not None and row.get("parameters_share")
+    ]
+    for axis, (label, marker) in SHARES.items():
+        right.scatter([row[axis] for row in points], [_percent(row) for row in points], marker=marker, label=label)
+    for row in points:
+        if not row["name"].startswith("point"):
+            place = (row["parameters_share"], _percent(row))
+            right.annotate(row["name"], place, xytext=(4, -10), textcoords="offset points", fontsize=8)
+    right.set(xlabel="share of the network kept", ylabel=f"{measure} on validation images, %")
+    right.set_title(f"{len(points)} measured configurations")
+    right.legend(fontsize=8)
+    _save(figure, path)
+
+
+def draw_layers(path: Path, layers: Sequence[Row]) -> None:
+    """Draw every layer's parameters before and after; at the bar its method and rank, or that it is kept.
+
+    layers : rows of summary.json's ``layers``.
+    """
+    figure = _figure(9, 1.2 + 0.28 * len(layers))
+    axes = figure.subplots()
+    places = range(len(layers))
+    before, after = ([max(row["parameters"][which], 1) for row in layers] for which in (0, 1))
+    axes.barh(places, before, color="#c9d6df", label="original")
+    axes.barh(places, after, height=0.5, color="#1b6ca8", label="compressed")
+    for place, row, size in zip(places, layers, before, strict=True):
+        rank = "x".join(map(str, row["rank"]))
+        axes.annotate(
+            f"{row['method']} {rank}" if row["method"] else "kept",
+            (size, place),
+            xytext=(4, 0), textcoords="offset points", va="center", fontsize=8,
+        )  # fmt: skip
+    axes.set(xscale="log", xlabel="parameters of the layer", xlim=(max(min(after) / 2, 0.5), 4 * max(before)))
+    axes.set_yticks(list(places), [row["name"] for row in layers], fontsize=8)
+    axes.invert_yaxis()
+    axes.legend(fontsize=8, loc="lower right")
+    _save(figure, path)
+
+
+def _percent(row: Row) -> float:
+    return 100 * float(row["accuracy_validation"])
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write a picture whole."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        FigureCanvasAgg(figure).print_png(file)
+    os.replace(partial, path)
