@@ -31,7 +31,7 @@ __all__ = [
 CHUNK_BYTES = 256 << 20
 """What the activations of all images in flight may take."""
 
-MOST_STREAM_BYTES = 256 << 20
+MOST_STREAM_BYTES = 128 << 20
 """What streams of repair take in memory, at most: a file in the page cache of an idle machine is about as fast."""
 
 SHARE = 0.8
