@@ -29,6 +29,8 @@ NAMES = {
     "vgg6_cifar10": "VGG-6, CIFAR-10",
     "vgg_bn_cifar10": "VGG with BatchNorm, CIFAR-10",
     "resnet8_mlperftiny_cifar10": "ResNet-8, CIFAR-10",
+    "mobilenet_cifar10": "MobileNet, CIFAR-10",
+    "mobilenetv2_imagenet": "MobileNetV2, ImageNet, 224",
 }
 
 Result = dict[str, Any]
@@ -107,8 +109,50 @@ def exploration(found: Result) -> str:
     return table(("network", "candidates", "seconds from the process' start", "rebuilding each takes"), rows)
 
 
+def memory(found: Result) -> str:
+    rows = []
+    for name, row in found["networks"].items():
+        peak = max(stage["memory"] for stage in row["stated"].values())
+        measured = max(kind["measured_bytes"] for kind in row["measured"].values())
+        rows.append([NAMES[name], f"{peak / 1e9:.2f} GB", f"{measured / 1e9:.2f} GB"])
+    return table(("network", "memory stated", "memory measured"), rows)
+
+
+def pruning(found: Result) -> str:
+    rows = []
+    for name, cases in found["scores"].items():
+        for cost in dict.fromkeys(case["cost"] for case in cases):
+            own = [case for case in cases if case["cost"] == cost]
+
+            def best(*scores: str, refit: bool = True, own: list[Any] = own) -> float:
+                return min(case["kl"] for case in own if case["score"] in scores and case["refit"] is refit)
+
+            columns = [best("features"), best("l1"), best("fpgm"), best("l1", "fpgm", refit=False)]
+            rows.append([NAMES[name], cost, *(f"{value:.4f}" for value in columns)])
+    return table(("network", "half of the", "`features`", "`l1`", "`fpgm`", "without refit"), rows)
+
+
+def pruning_agreement(found: Result) -> str:
+    rows = found["agreement"].values()
+    return (
+        f"{len(rows)} networks differ by at most {max(row['difference'] for row in rows):.1e} of their outputs' "
+        "scale.\n"
+    )
+
+
 BLOCKS: dict[str, Callable[[Result], str]] = {
-    block.__name__: block for block in (demo, halves, known_images, equivalence, mutants, exploration)
+    block.__name__: block
+    for block in (
+        demo,
+        halves,
+        known_images,
+        equivalence,
+        mutants,
+        exploration,
+        memory,
+        pruning,
+        pruning_agreement,
+    )
 }
 """By name of the result file."""
 

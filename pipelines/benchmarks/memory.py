@@ -39,12 +39,7 @@ def main() -> None:
     if given.one:
         print(json.dumps(measure(given.one, given)))
         return
-    command = [
-        "python pipelines/benchmarks/memory.py --networks",
-        *given.networks,
-        *(f"--set {one}" for one in given.set),
-    ]
-    result: dict[str, Any] = {"command": " ".join(command), "commit": commit(), "networks": {}}
+    result: dict[str, Any] = {"networks": {}}
     for name in given.networks:
         given.cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=given.cache) as folder:
@@ -113,15 +108,6 @@ class Watch:
             self.most = max(self.most, resident)
             for kind in [kind for kind, count in list(self.running.items()) if count > 0]:
                 self.peaks[kind] = max(self.peaks[kind], resident)
-
-
-def commit() -> str:
-    """The commit that is measured, with a ``+`` where files are not as committed."""
-    root = Path(__file__).parents[2]
-    git = ["git", "-C", str(root)]
-    name = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
-    return name + ("+" if changed else "")
 
 
 def show(name: str, account: dict[str, Any]) -> None:

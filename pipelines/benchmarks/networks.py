@@ -98,12 +98,12 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
 
 def write(path: Path, results: Mapping[str, Any]) -> None:
-    """Write a result file: what was measured, and the commit, command and machine it was measured with."""
+    """Write a result file: what was measured, and the commit, command (folders by name) and machine."""
     path.parent.mkdir(parents=True, exist_ok=True)
     origin = {
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": _commit(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join(Path(word).name if os.sep in word else word for word in sys.argv),
         "machine": _machine(),
     }
     path.write_text(json.dumps({**origin, **results}, indent=1) + "\n", encoding="utf-8")

@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-import platform
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -44,29 +42,12 @@ def main() -> None:
     parser.add_argument("--shares", nargs="+", type=float, default=[0.7, 0.5])
     parser.add_argument("--costs", nargs="+", default=["params", "macs"], choices=["params", "macs"])
     given = parser.parse_args()
-    found: dict[str, Any] = {
-        "command": command(given),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip(),
-        "machine": {"cpus": os.cpu_count(), "load": os.getloadavg(), "python": platform.python_version()},
-    }
+    found: dict[str, Any] = {"load": os.getloadavg()}
     for measure in (agreement, families, scores):
         if measure.__name__ in given.only:
             for name, row in measure(given):
                 found.setdefault(measure.__name__, {})[name] = row
                 write(given.out, found)
-
-
-def command(given: argparse.Namespace) -> str:
-    """The command line without the folders, which are this machine's."""
-    options = {name: getattr(given, name) for name in ("only", "networks", "shares", "costs")}
-    words = [f"--{name} {' '.join(map(str, values))}" for name, values in options.items()]
-    settings = [f"--set {setting}" for setting in given.set if not setting.startswith(("data.source", "run."))]
-    return " ".join(["pruning.py", *words, f"--images {given.images}", *settings])
-
-
-# Pruned against masked ----------------------------------------------------------------------------------------------
 
 
 def agreement(given: argparse.Namespace) -> Any:
