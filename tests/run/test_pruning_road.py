@@ -87,7 +87,7 @@ RERUNS = [
 ]
 
 
-@pytest.mark.parametrize(("change", "expected"), RERUNS, ids=str)
+@pytest.mark.parametrize(("change", "expected"), RERUNS, ids=[str(change) for change, _ in RERUNS])
 def test_what_runs_again_after_a_change(
     change: dict[str, Any], expected: set[str], pruned: Callable[..., api.Compression]
 ) -> None:
