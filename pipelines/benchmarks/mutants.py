@@ -268,7 +268,7 @@ def summary(
     mutants = sum(rooms.values())
     return {
         "commit": options.commit,
-        "command": " ".join(["python", "pipelines/benchmarks/mutants.py", *sys.argv[1:]]),
+        "command": " ".join(["python", "pipelines/benchmarks/mutants.py", *map(without_folder, sys.argv[1:])]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "seed": earlier.get("seed", options.seed),
         "mutants": mutants,
@@ -286,6 +286,11 @@ def summary(
 def commit() -> str:
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     return subprocess.run(git, check=False, capture_output=True, text=True).stdout.strip()
+
+
+def without_folder(word: str) -> str:
+    """Where somebody's files lie is nobody else's business."""
+    return Path(word).name if word.startswith("/") else word
 
 
 def room_of(mutant: dict[str, Any]) -> str:

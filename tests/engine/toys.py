@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from lrfgraph.engine.execute import execute
 from lrfgraph.engine.nodes import Node, Ref, Result, Step, Task
+from lrfgraph.engine.store import Store
 from lrfgraph.errors import DataError
 
 
@@ -121,3 +124,12 @@ def expected(nodes: list[Node]) -> dict[str, np.ndarray]:
                 total = total + vectors[above]
             vectors[node.name] = total * float(node.params.get("factor", 1.0))
     return vectors
+
+
+def fill(store: Store, sources: int = 2) -> dict[str, Ref]:
+    """The toy graph, its entries used one hour apart, the first node longest ago."""
+    refs = execute(grid(sources, 2), STEPS, store)
+    now = time.time()
+    for hours, ref in enumerate(reversed(refs.values())):
+        os.utime(store.folder(ref.key) / "entry.json", (now - 3600 * hours, now - 3600 * hours))
+    return refs

@@ -187,3 +187,8 @@ def test_what_refines_reads_the_options_of_probes_and_exchanges() -> None:
     assert {"probes", "refine"} <= POLICIES["budget"].relevant
     assert POLICIES["threshold"].relevant == {"min_similarity", "cost", "mix", "params", "macs"}
     assert {name for name, policy in POLICIES.items() if policy.refines} == {"accuracy", "budget", "pareto"}
+
+
+def test_only_the_threshold_compares_similarities_and_only_what_is_given_has_no_name() -> None:
+    assert {name for name, policy in POLICIES.items() if policy.compares} == {"threshold"}
+    assert {name for name, policy in POLICIES.items() if not policy.public} == {"given"}
