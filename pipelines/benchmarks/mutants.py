@@ -20,8 +20,6 @@ import ast
 import contextlib
 import importlib
 import json
-import os
-import platform
 import random
 import shutil
 import signal
@@ -34,6 +32,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from networks import write
 from reach import PACKAGE, ROOT, Reach, Watch, forked, function_at, functions_of, run_pytest
 
 ROOMS = ("engine", "selection", "layers", "methods", "images")
@@ -79,7 +78,7 @@ def main() -> int:
     parser.add_argument("--budget", type=float, default=30.0, help="seconds of tests a mutant, at the speed measured")
     parser.add_argument("--again", type=Path, help="a result whose survivors are to be run again")
     options = parser.parse_args()
-    options.work, options.commit = options.work.resolve(), commit()
+    options.work = options.work.resolve()
     copy = copied_tree(options.work / "tree")
     for module in WARM:
         with contextlib.suppress(ImportError):
@@ -96,7 +95,7 @@ def main() -> int:
     for number in range(len(drawn) + 1):
         result = summary(options, earlier, outcomes, [*before[number:], *explained], gone)
         result["seconds"] = round(time.monotonic() - began)
-        options.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write(options.out, result)
         if number < len(drawn):
             outcomes.append(outcome(drawn[number], copy, reach, options) | {"why": ""})
             print(f"{number + 1}/{len(drawn)}", json.dumps(outcomes[-1]), flush=True)
@@ -267,9 +266,6 @@ def summary(
     rooms = {room: drawn[room] - sum(room_of(one) == room for one in gone) for room in sorted(drawn)}
     mutants = sum(rooms.values())
     return {
-        "commit": options.commit,
-        "command": " ".join(["python", "pipelines/benchmarks/mutants.py", *map(without_folder, sys.argv[1:])]),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "seed": earlier.get("seed", options.seed),
         "mutants": mutants,
         "killed": mutants - len(survivors),
@@ -281,16 +277,6 @@ def summary(
         "removed": [*earlier.get("removed", []), *gone],
         "survivors": survivors,
     }
-
-
-def commit() -> str:
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-    return subprocess.run(git, check=False, capture_output=True, text=True).stdout.strip()
-
-
-def without_folder(word: str) -> str:
-    """Where somebody's files lie is nobody else's business."""
-    return Path(word).name if word.startswith("/") else word
 
 
 def room_of(mutant: dict[str, Any]) -> str:
