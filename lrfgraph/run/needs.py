@@ -22,6 +22,7 @@ from lrfgraph.network import memory
 from lrfgraph.network.curvature import BATCH as CURVATURE_BATCH
 from lrfgraph.network.evaluating import MOST as EVALUATED_AT_ONCE
 from lrfgraph.network.probing import BATCH as PROBED_AT_ONCE
+from lrfgraph.network.pruning.repairing import LIVE_BYTES
 from lrfgraph.network.recording import BATCH_BYTES, ROWS_IN_MEMORY
 from lrfgraph.network.recording import MOST as RECORDED_AT_ONCE
 from lrfgraph.network.repair.fit import images_for, rows_for
@@ -182,6 +183,15 @@ def _explore(facts: _Facts) -> _Use:
     return _Use(recording + backward + 2 * curvature, left, disk, max(rows - ROWS_IN_MEMORY, 0))
 
 
+def _prune(facts: _Facts) -> _Use:
+    """Everything is recorded as for exploring; then both networks hold what is live of as many images as fit a rule."""
+    if not facts.recipe.prune.method:
+        return _Use()
+    explored = _explore(facts)
+    live = min(LIVE_BYTES, 2 * facts.counts["repair"] * facts.traffic.forward)
+    return _Use(max(explored.memory, 2 * live), explored.left, explored.disk + 2 * facts.model, explored.scratch)
+
+
 def _candidates(facts: _Facts) -> _Use:
     few = sum(
         8 * layer.groups * layer.width * facts.rows(layer)[0] for layer in facts.layers if not facts.summed(layer)
@@ -250,6 +260,7 @@ def _evaluate(facts: _Facts) -> _Use:
 NEEDS: dict[str, Callable[[_Facts], _Use]] = {
     "data": _data,
     "baseline": _baseline,
+    "prune": _prune,
     "explore": _explore,
     "candidates": _candidates,
     "probe": _probe,

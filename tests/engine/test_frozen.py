@@ -22,7 +22,8 @@ def records() -> Iterator[type]:
         folder = Path(lrfgraph.__file__).parent / room
         for module in pkgutil.walk_packages([str(folder)], f"lrfgraph.{room}."):
             for value in vars(importlib.import_module(module.name)).values():
-                if dataclasses.is_dataclass(value) and isinstance(value, type) and value.__module__ == module.name:
+                own = isinstance(value, type) and value.__module__ == module.name
+                if own and dataclasses.is_dataclass(value) and dataclasses.fields(value):
                     yield value
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lrfgraph.network.counting import count
+from lrfgraph.network.pruning import repairing
 from lrfgraph.network.pruning.narrowing import narrow
 from lrfgraph.network.pruning.repairing import repair
 from lrfgraph.network.pruning.walking import walk
@@ -61,10 +62,11 @@ def test_the_original_stays_as_it_was() -> None:
     assert all(np.array_equal(a, b) for a, b in zip(before, model.weights, strict=True))
 
 
-def test_memory_decides_how_many_images() -> None:
+def test_what_is_live_decides_how_many_images(monkeypatch: pytest.MonkeyPatch) -> None:
     model = COUPLINGS["batch_normalization"]()
     walked = walk(model)
-    done = repair(model, walked, some(walked.dependencies(0)), {}, images(2), OPTIONS, max_memory=200_000)
+    monkeypatch.setattr(repairing, "LIVE_BYTES", 200_000)
+    done = repair(model, walked, some(walked.dependencies(0)), {}, images(2), OPTIONS)
     assert 1 <= done.images < IMAGES
 
 

@@ -62,7 +62,8 @@ def results() -> dict[str, dict[str, Any]]:
         noise = recipe.with_option("select.policy", "evbmf").with_option("select.params", None)
         compress(DATA / "tiny_cnn.keras", noise.with_option("select.probes", 0).with_option("run.until", "select"))
         pruned = Recipe.from_dict({**RECIPE, "prune": {"keep": 0.5}, "select": {}, "explore": {}})
-        prune(DATA / "tiny_cnn.keras", pruned.with_option("run.cache", folder).with_option("run.until", "adjust"))
+        for kind in ("prune", "adjust"):
+            prune(DATA / "tiny_cnn.keras", pruned.with_option("run.cache", folder).with_option("run.until", kind))
         store = Store(Path(folder))
         by_kind: dict[str, dict[str, Any]] = {kind: {} for kind in ORDER}
         for info in list_entries(store):

@@ -51,6 +51,7 @@ def test_every_stage_states_its_need() -> None:
     [
         ("explore", {"explore__weighting": "input"}, {}),
         ("probe", {}, {"select__probes": 2}),
+        ("prune", {}, {"prune__method": "fbp", "prune__keep": 0.5}),
         ("rebuild", {"repair__rows": 16}, {}),
         ("rebuild", {"repair__enabled": False}, {}),
         ("finish", {"finetune__batch": 16}, {}),
