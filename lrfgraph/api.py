@@ -114,7 +114,8 @@ def needs(model: str | Path, recipe: Recipe | None = None, *, base: str | Path =
         return []
     with suppress(Unplanned, CorruptEntry):
         compression = stages.divide_images(driver, compression)
-    return needs_of(driver, compression.network)
+    asked = {stage.name for stage in stages.stages_of(recipe)}
+    return [need for need in needs_of(driver, compression.network) if need.stage in asked]
 
 
 def inspect(
