@@ -323,7 +323,7 @@ BAD |= {
         ("metric", "package.module:function", "'accuracy'"),
     ),
     "a measure in no module": (_plain(*WITH_DATA, "--metric", "nowhere:f1"), ("nowhere:f1", "cannot be imported")),
-    "a measure that its module lacks": (_plain(*WITH_DATA, "--metric", "json:f1"), ("json has no f1",)),
+    "a measure that its module lacks": (_plain(*WITH_DATA, "--metric", "json:f1"), ("json has no function f1",)),
     "a measure that raises": (_plain(*WITH_DATA, "--metric", "json:loads"), ("json:loads", "raised TypeError")),
     "a measure of a recipe found": (
         _toml('[data]\nsource = "x.npz"\nmetric = "evil:f1"\n', *RUN),

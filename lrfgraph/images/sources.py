@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfgraph.engine.memory import BoundedCache, array_bytes
+from lrfgraph.engine.nodes import digest as digest_of
 from lrfgraph.errors import DataError
 from lrfgraph.images.functions import call_function, join_elements
 from lrfgraph.images.naming import PART_NAMES, Inputs, Shape, input_names, recognise
@@ -82,18 +83,14 @@ def source_digest(options: DataOptions, base: Path = Path()) -> str:
     Paths (but for those inside a folder of images), names of files and times do not enter it. A function of the
     user's is called once for it, and must give the same arrays in the same order each time.
     """
-    state = hashlib.blake2b(digest_size=20)
-    if options.source is not None:
-        for piece in _content(options.source, base):
-            state.update(piece)
-    if options.val is not None:
-        state.update(b"val")
-        for piece in _content(options.val, base):
-            state.update(piece)
-    if options.stats is not None:
-        state.update(b"stats")
-        state.update(_existing(base / options.stats).read_bytes())
-    return state.hexdigest()
+    digests = {}
+    for name, source in (("source", options.source), ("val", options.val), ("stats", options.stats)):
+        if source is not None:
+            state = hashlib.blake2b(digest_size=20)
+            for piece in _content(source, base):
+                state.update(piece)
+            digests[name] = state.hexdigest()
+    return digests["source"] if digests.keys() == {"source"} else digest_of(digests)
 
 
 def source_state(options: DataOptions, base: Path = Path()) -> str | None:
@@ -146,10 +143,14 @@ def _with_validation(
     arrays: Mapping[str, Array], options: DataOptions, base: Path, inputs: Inputs
 ) -> tuple[dict[str, Array], tuple[str, ...]]:
     """Return arrays with the validation part that is given apart, in place of the source's own."""
-    named = _read(replace(options, source=options.val), base, inputs, _classes(Path(base / str(options.source))))
+    named = _read(replace(options, source=options.val), base, inputs, _classes(base / str(options.source)))
     given, notes = recognise(named, str(options.val), inputs)
     parts = {name.partition("/")[0][2:] for name in given if name.startswith("x")}
     part = next(part for part in ("val", "test", "train") if part in parts)
+    if len(parts) > 1:
+        notes += (f"of {options.val} only the {part} part is used",)
+    if f"y_{part}" not in given and any(name.startswith("y") for name in arrays):
+        notes += (f"{options.val} has no labels: changed answers are counted in place of wrong ones",)
     others = {name: array for name, array in arrays.items() if name.partition("/")[0][2:] != "val"}
     if len(others) < len(arrays):
         notes += (f"the validation part of {options.source} is not used: --val gives another",)
@@ -190,8 +191,9 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _read(options: DataOptions, base: Path, inputs: Inputs, classes: Sequence[str] = ()) -> dict[str, Array]:
-    """Read a source's arrays; `classes` are those of another folder, whose numbers these images share."""
+def _read(options: DataOptions, base: Path, inputs: Inputs, classes: Sequence[str] | None = None) -> dict[str, Array]:
+    """Read a source's arrays; `classes` are those of another source, whose numbers these images share: the names of
+    its class folders, empty where it numbers them itself."""
     source = str(options.source)
     path = base / source
     if names_function(source) and not path.exists():
@@ -230,15 +232,30 @@ def _classes(root: Path) -> list[str]:
     """The names of a folder's class folders, in the order of their numbers; none where there is no such folder."""
     if not root.is_dir():
         return []
-    return sorted({f.name for folder in _folders(root).values() for f in folder.iterdir() if f.is_dir()})
+    folders = (f for folder in _folders(root).values() for f in folder.iterdir() if f.is_dir())
+    return sorted({folder.name for folder in folders if _image_files(folder)})
 
 
-def _folder(root: Path, options: DataOptions, input_shape: Shape, others: Sequence[str]) -> dict[str, Array]:
-    parts, classes = _folders(root), _classes(root)
-    strangers = sorted(set(classes) - set(others)) if others else []
+def _numbers(root: Path, others: Sequence[str] | None) -> dict[str, int]:
+    """The number of each class folder: its place among all, or that of its name in another source."""
+    classes = _classes(root)
+    if others is None:
+        return {name: number for number, name in enumerate(classes)}
+    if not others:
+        words = [name for name in classes if not name.isdecimal()]
+        if words:
+            raise DataError(
+                f"folder {root} names the class {words[0]}, the training images have numbers; call folders by those"
+            )
+        return {name: int(name) for name in classes}
+    strangers = [name for name in classes if name not in others]
     if strangers:
         raise DataError(f"folder {root} has the class {strangers[0]}, which the training images do not have")
-    classes = list(others) if classes and others else classes
+    return {name: others.index(name) for name in classes}
+
+
+def _folder(root: Path, options: DataOptions, input_shape: Shape, others: Sequence[str] | None) -> dict[str, Array]:
+    parts, classes = _folders(root), _numbers(root, others)
     axis = channel_axis(input_shape)
     sides = input_shape[1:] if axis == 0 else input_shape[:-1]
     size = options.image_size or sides
@@ -256,7 +273,7 @@ def _folder(root: Path, options: DataOptions, input_shape: Shape, others: Sequen
             loose = next((file for file in files if file.parent == folder), None)
             if loose is not None:
                 raise DataError(f"image {loose} lies beside the class folders; put it into one of them")
-            arrays[f"y_{part}"] = np.array([classes.index(file.relative_to(folder).parts[0]) for file in files])
+            arrays[f"y_{part}"] = np.array([classes[file.relative_to(folder).parts[0]] for file in files])
     return arrays
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lrfgraph.errors import DataError
 from lrfgraph.network.measures import Measure
+from lrfgraph.network.opening.archive import one_line
 
 __all__ = ["own_measure"]
 
@@ -27,11 +28,12 @@ def own_measure(text: str) -> Measure:
     """
     module, _, name = text.partition(":")
     try:
-        function = getattr(importlib.import_module(module), name)
-    except ImportError as error:
-        raise DataError(f"metric {text}: {module} cannot be imported ({error})") from None
-    except AttributeError:
-        raise DataError(f"metric {text}: {module} has no {name}") from None
+        imported = importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        raise DataError(f"metric {text}: {module} cannot be imported ({one_line(error)})") from None
+    function = getattr(imported, name, None)
+    if not callable(function):
+        raise DataError(f"metric {text}: {module} has no function {name}")
     return Measure(name, whole=lambda outputs, targets: _pseudo_values(function, text, outputs, targets))
 
 
@@ -57,12 +59,11 @@ def _pseudo_values(function: Callable[..., Any], text: str, outputs: Array, targ
 
 
 def _called(function: Callable[..., Any], text: str, outputs: Array, targets: Array) -> Array:
-    """Call the function; raises DataError where it fails, or returns what is no measure."""
+    """Call the function on arrays of its own; raises DataError where it fails, or returns what is no measure."""
     try:
-        value = np.asarray(function(targets, outputs), np.float64)
-    except Exception as error:
-        first = str(error).strip().splitlines()[:1]
-        raise DataError(f"metric {text} raised {type(error).__name__}: {''.join(first)}") from None
+        value = np.asarray(function(targets.copy(), outputs.copy()), np.float64)
+    except (Exception, SystemExit) as error:
+        raise DataError(f"metric {text} raised {type(error).__name__}: {one_line(error)}") from None
     if value.shape not in ((), (len(outputs),)) or not np.isfinite(value).all():
         what = f"shape {value.shape}" if value.shape not in ((), (len(outputs),)) else "a value that is not finite"
         raise DataError(

@@ -13,7 +13,7 @@ from lrfgraph.errors import OutputError
 from lrfgraph.layers.pieces import layer_cost
 from lrfgraph.layers.similarity import METRICS
 from lrfgraph.network.heads import titles
-from lrfgraph.report.pictures import draw_design_space, draw_layers
+from lrfgraph.report.pictures import caption, draw_design_space, draw_layers
 from lrfgraph.report.summary import layer_rows
 from lrfgraph.run.state import Compression
 
@@ -117,12 +117,13 @@ def _write(compression: Compression, folder: Path) -> None:
         if rows and not (compression.stopped and name == "configurations.csv" and (folder / name).exists()):
             news |= _replace(folder / name, _csv(columns, rows))
     rows = files["design_space.csv"][1]
+    recipe = compression.driver.recipe
+    names = recipe.similarity.metric, next(iter(titles(compression.network.head, recipe.data.metric).values()))
+    picture, layers = (folder / name for name in PICTURES)
+    news |= picture.exists() and caption(names).encode() not in picture.read_bytes()
     if not news or not rows:
         return
-    recipe = compression.driver.recipe
-    measure = next(iter(titles(compression.network.head, recipe.data.metric).values()))
-    picture, layers = (folder / name for name in PICTURES)
-    draw_design_space(picture, rows, files["configurations.csv"][1], (recipe.similarity.metric, measure))
+    draw_design_space(picture, rows, files["configurations.csv"][1], names)
     if compression.decision is not None:
         draw_layers(layers, layer_rows(compression))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_design_space", "draw_layers"]
+__all__ = ["caption", "draw_design_space", "draw_layers"]
 
 Row = Mapping[str, Any]
 SHARES = {"parameters_share": ("parameters", "o"), "macs_share": ("MACs", "s")}
@@ -50,7 +51,12 @@ def draw_design_space(
     right.set(xlabel="share of the network kept", ylabel=f"{measure} on validation images, %")
     right.set_title(f"{len(points)} measured configurations")
     right.legend(fontsize=8)
-    _save(figure, path)
+    _save(figure, path, caption(titles))
+
+
+def caption(titles: Sequence[str]) -> str:
+    """What the picture of the design space says of itself, in its file."""
+    return json.dumps(list(titles))
 
 
 def draw_layers(path: Path, layers: Sequence[Row]) -> None:
@@ -88,11 +94,11 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path, description: str = "") -> None:
     """Write a picture whole."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
-        FigureCanvasAgg(figure).print_png(file)
+        FigureCanvasAgg(figure).print_png(file, metadata={"Description": description})
     os.replace(partial, path)

@@ -149,7 +149,8 @@ def _divided(driver: Driver, compression: Compression) -> Compression:
     data = driver.data(ref)
     network = replace(network, data=ref, images=data["identities"], locators=node.locators, head=data["head"])
     if recipe.data.metric and not (data["parts"]["validation"]["labels"] or HEADS[network.head].own_input):
-        raise DataError(f"--metric {recipe.data.metric} needs targets, {recipe.data.source} has none; give y_train")
+        where = recipe.data.val or recipe.data.source
+        raise DataError(f"--metric {recipe.data.metric} needs targets, {where} has none of validation images")
     return compression.noted(*data["notes"], network=network)
 
 

@@ -414,3 +414,38 @@ def test_validation_images_that_are_not_there_are_one_line(tmp_path: Path) -> No
     save(tmp_path, "train.npz", x_train=X)
     with pytest.raises(DataError, match=r"fresh\.npz does not exist"):
         load(DataOptions(source="train.npz", val="fresh.npz"), tmp_path)
+
+
+def test_a_validation_folder_beside_numbered_labels_is_called_by_numbers(tmp_path: Path) -> None:
+    save(tmp_path, "train.npz", x_train=X, y_train=Y)
+    for name in ("2", "0"):
+        picture(tmp_path / "fresh" / name / "1.png", 50)
+    options, inputs = DataOptions(source="train.npz", val="fresh"), {"": (8, 8, 3)}
+    assert sorted(load(options, tmp_path, inputs).arrays["y_val"]) == [0, 2]
+    picture(tmp_path / "fresh" / "dog" / "1.png", 50)
+    with pytest.raises(DataError, match="names the class dog, the training images have numbers"):
+        load(options, tmp_path, inputs)
+
+
+def test_an_empty_folder_is_no_class(tmp_path: Path) -> None:
+    for name in ("ant", "bee"):
+        picture(tmp_path / "train" / name / "1.png", 100)
+    (tmp_path / "train" / "aaa").mkdir()
+    assert list(load(DataOptions(source="train"), tmp_path, {"": (8, 8, 3)}).arrays["y_train"]) == [0, 1]
+
+
+def test_two_files_are_not_one_with_both_contents(tmp_path: Path) -> None:
+    save(tmp_path, "one.npz", x=X[:4])
+    save(tmp_path, "two.npz", x=X[4:8])
+    joined = (tmp_path / "one.npz").read_bytes() + b"val" + (tmp_path / "two.npz").read_bytes()
+    (tmp_path / "joined.npz").write_bytes(joined)
+    both = source_digest(DataOptions(source="one.npz", val="two.npz"), tmp_path)
+    assert both != source_digest(DataOptions(source="joined.npz"), tmp_path)
+
+
+def test_what_is_not_used_of_validation_images_is_said(tmp_path: Path) -> None:
+    save(tmp_path, "train.npz", x_train=X, y_train=Y)
+    save(tmp_path, "fresh.npz", x_train=X[:5], x_test=X[5:9])
+    notes = load(DataOptions(source="train.npz", val="fresh.npz"), tmp_path).notes
+    assert any("only the test part is used" in note for note in notes)
+    assert any("has no labels" in note for note in notes)

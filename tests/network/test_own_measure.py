@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,7 @@ def test_it_sees_outputs_as_the_network_gives_them(named: Named) -> None:
 @pytest.mark.parametrize(
     ("function", "words"),
     [
+        (lambda targets, outputs: sys.exit(3), "raised SystemExit"),
         (lambda targets, outputs: outputs, r"must return a number, or one for each of 501 images; received shape"),
         (lambda targets, outputs: np.nan, "received a value that is not finite"),
         (lambda targets: 0.0, "raised TypeError"),
@@ -97,8 +99,33 @@ def test_what_is_no_measure_is_refused(named: Named, function: Any, words: str) 
         measured(named(function))
 
 
+def test_what_it_does_to_its_arrays_is_its_own_business(named: Named) -> None:
+    def own(targets: Any, outputs: Any) -> Any:
+        each = right(targets, outputs)
+        outputs.sort(-1)
+        targets[:] = 0
+        return each
+
+    head, targets, outputs = head_of("logits", "linear", named(own)), TARGETS.copy(), OUTPUTS.copy()
+    measure(outputs, targets, head)
+    np.testing.assert_array_equal(outputs, OUTPUTS)
+    np.testing.assert_array_equal(targets, TARGETS)
+
+
+@pytest.mark.parametrize("text", ["x = (", "1 / 0", "raise SystemExit(3)", "import nowhere_at_all"])
+def test_a_module_that_cannot_be_imported_is_one_line(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"broken_{abs(hash(text))}"
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(DataError, match=rf"^metric {name}:own: {name} cannot be imported"):
+        head_of("logits", "linear", f"{name}:own")
+
+
 @pytest.mark.parametrize(
-    ("metric", "words"), [("no_such_module:own", "cannot be imported"), ("json:no_such_name", "json has no no_such")]
+    ("metric", "words"),
+    [("no_such_module:own", "cannot be imported"), ("json:no_such_name", "json has no function no_such")],
 )
 def test_what_cannot_be_imported_is_refused(metric: str, words: str) -> None:
     with pytest.raises(DataError, match=words):

@@ -62,11 +62,16 @@ def test_measured_configurations_are_rows_and_news_are_drawn(outcome: Compressio
     assert rows[1]["accuracy_test"] == ""
     picture = tmp_path / "design_space.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
-    picture.write_bytes(b"kept")
+    kept = b"kept" + picture.read_bytes()
+    picture.write_bytes(kept)
     write_design_space(found, tmp_path)
-    assert picture.read_bytes() == b"kept"
+    assert picture.read_bytes() == kept
+    picture.write_bytes(b"of another measure")
+    write_design_space(found, tmp_path)
+    assert b'["cosine", "accuracy"]' in picture.read_bytes()
+    picture.write_bytes(b"kept" + picture.read_bytes())
     write_design_space(replace(found, points=(), stopped=False), tmp_path)
-    assert picture.read_bytes() != b"kept"
+    assert not picture.read_bytes().startswith(b"kept")
 
 
 def test_layers_are_drawn_before_and_after(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def code_digest(custom: Sequence[str]) -> str:
         path = None if known else _source_file(module)
         if path is not None:
             texts[module] = path.read_text(encoding="utf-8", errors="replace")
-            pending += _imported(texts[module], module)
+            pending += _imported(texts[module], module, path.name == "__init__.py")
     return digest(texts)
 
 
@@ -97,8 +97,11 @@ def _source_file(module: str) -> Path | None:
     return None
 
 
-def _imported(text: str, module: str) -> Iterator[str]:
-    """Yield the names of the modules that a source may import, packages around them included."""
+def _imported(text: str, module: str, package: bool) -> Iterator[str]:
+    """Yield the names of the modules that a source may import, packages around them included.
+
+    package : whether the source is a package's own, from which one dot means the package itself.
+    """
     try:
         tree = ast.parse(text)
     except SyntaxError:
@@ -108,7 +111,8 @@ def _imported(text: str, module: str) -> Iterator[str]:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            parent = module.split(".")[: -node.level] if node.level else []
+            around = module.split(".")
+            parent = around[: len(around) - node.level + package] if node.level else []
             base = ".".join([*parent, *([node.module] if node.module else [])])
             names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
         for name in filter(None, names):

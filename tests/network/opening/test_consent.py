@@ -53,3 +53,15 @@ def test_what_does_not_parse_still_counts(folder: Path) -> None:
     before = code_digest(["parts.layers:Mine"])
     (folder / "parts" / "layers.py").write_text("class Mine((\n")
     assert code_digest(["parts.layers:Mine"]) != before
+
+
+def test_what_a_package_imports_from_itself_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "measures_of_mine"
+    package.mkdir()
+    (package / "__init__.py").write_text("from .inner import score\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    digests = set()
+    for text in ("def score(): return 1\n", "def score(): return 2\n"):
+        (package / "inner.py").write_text(text)
+        digests.add(code_digest(["measures_of_mine:score"]))
+    assert len(digests) == 2
