@@ -50,7 +50,13 @@ def result(name: str) -> Result:
 
 def written(text: str) -> str:
     """Return a page with its blocks as the result files have them."""
-    return BLOCK.sub(lambda match: match[1] + BLOCKS[match[2]](result(match[2])) + match[4], text)
+    return BLOCK.sub(lambda match: match[1] + _block(match[2]) + match[4], text)
+
+
+def _block(name: str) -> str:
+    """A result and what it was measured on, which may be older than what is there now."""
+    found = result(name)
+    return f"{BLOCKS[name](found)}\nMeasured on commit {found['commit'][:7]}, {found['finished'][:10]}.\n"
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
