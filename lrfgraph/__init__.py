@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lrfgraph.api import compress, plan, prune
     from lrfgraph.options.recipe import Recipe
+    from lrfgraph.python.compress import compress, inspect, plan, prune
+    from lrfgraph.report.result import Result
 
-__all__ = ["Recipe", "__version__", "compress", "plan", "prune"]
+__all__ = ["Recipe", "Result", "__version__", "compress", "inspect", "plan", "prune"]
 
 __version__ = "0.1.0"
 
-_HOMES = {"Recipe": "lrfgraph.options.recipe", **dict.fromkeys(("compress", "plan", "prune"), "lrfgraph.api")}
+_HOMES = {"Recipe": "lrfgraph.options.recipe", "Result": "lrfgraph.report.result"}
+_HOMES |= dict.fromkeys(("compress", "inspect", "plan", "prune"), "lrfgraph.python.compress")
 
 
 def __getattr__(name: str) -> Any:

@@ -31,7 +31,7 @@ from lrfgraph.run.state import Compression, Network
 from lrfgraph.run.steps import STEPS
 from lrfgraph.selection.policies import PUBLIC, policy_in_force
 
-__all__ = ["Compression", "Driver", "check", "compress", "inspect", "needs", "plan", "prune", "run_name"]
+__all__ = ["Compression", "Driver", "check", "compress", "inspect", "needs", "plan", "prune", "read", "run_name"]
 
 
 def compress(
@@ -122,11 +122,18 @@ def inspect(
     model: str | Path, recipe: Recipe | None = None, *, on_event: Callable[[Event], None] | None = None
 ) -> Network:
     """Read a model and say what is in it; kept in the cache like everything else."""
+    return read(model, recipe, on_event=on_event)[1]
+
+
+def read(
+    model: str | Path, recipe: Recipe | None = None, *, on_event: Callable[[Event], None] | None = None
+) -> tuple[Driver, Network]:
+    """Read a model, see `inspect`; returns, besides, the driver that has what was read."""
     recipe = recipe or Recipe()
     check(recipe)
     store = Store(Path(recipe.run.cache))
     driver = Driver(recipe, store, Path(model), stages.model_identity(Path(model), store), on_event=on_event)
-    return healing(store, lambda: stages.read_model(driver), driver.note)
+    return driver, healing(store, lambda: stages.read_model(driver), driver.note)
 
 
 def run_name(model: str | Path, identity: str, recipe: Recipe) -> str:

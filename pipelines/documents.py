@@ -168,7 +168,8 @@ BLOCKS: dict[str, Callable[[Result], str]] = {
 
 def picture() -> str:
     """Return an SVG of all candidates of the demonstration's largest convolution."""
-    from lrfgraph import compress, demo
+    from lrfgraph import demo
+    from lrfgraph.api import compress
 
     with tempfile.TemporaryDirectory() as folder:
         recipe = demo.recipe()

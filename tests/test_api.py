@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from conftest import DATA, Finished
 
-from lrfgraph import Recipe, compress, plan
-from lrfgraph.api import inspect, run_name
+from lrfgraph import Recipe
+from lrfgraph.api import compress, inspect, plan, run_name
 from lrfgraph.engine.maintenance import list_entries
 from lrfgraph.engine.store import Store
 from lrfgraph.errors import DataError

@@ -30,6 +30,7 @@ ROOMS = (
     "api",
     "report",
     "commands",
+    "python",
     "cli",
     "__main__",
 )
@@ -127,7 +128,9 @@ def test_engine_knows_neither_keras_nor_low_rank() -> None:
     assert not violations
 
 
-@pytest.mark.parametrize("module", ["lrfgraph.cli", "lrfgraph.api", "lrfgraph.commands.plan"])
+@pytest.mark.parametrize(
+    "module", ["lrfgraph.cli", "lrfgraph.api", "lrfgraph.commands.plan", "lrfgraph.python.compress"]
+)
 def test_nothing_heavy_is_loaded_with(module: str) -> None:
     code = f"import sys, {module}; print(*sorted({HEAVY!r} & set(sys.modules)))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

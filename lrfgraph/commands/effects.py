@@ -61,7 +61,7 @@ def _gated(asked: Asked, key: str, gated: str | None = None) -> Idle | None:
         if not (bool(value) if needed is SET else value == needed):
             verb = "give" if value is None else "change"
             why = f"where {gate} is {literal(gate, recipe)}"
-            return Idle(gated or key, why, f"{verb} {OPTIONS[gate].flag or gate}")
+            return Idle(gated or key, why, f"{verb} {asked.spelling(gate).removeprefix('--set ')}")
         idle = idle or _gated(asked, gate, gated or key)
     return idle
 
@@ -151,7 +151,7 @@ def _implied(asked: Asked, options: set[str], implied: list[Policy]) -> str:
     if len(fitting) > 1:
         pairs = [(option, policy.name) for policy in fitting for option in policy.implied_by if option in options]
         asks = [f"{asked.name(f'select.{option}')} asks for policy {policy}" for option, policy in pairs]
-        raise RecipeError(f"{' and '.join(asks)}; leave one out, or say which with --policy")
+        raise RecipeError(f"{' and '.join(asks)}; leave one out, or say which with {asked.spelling(POLICY)}")
     return fitting[0].name
 
 
@@ -165,7 +165,7 @@ def _check_images(asked: Asked) -> list[str]:
         if asked.here(key):
             raise RecipeError(
                 f"{asked.name(key)} asks for policy {policy.name}, which measures on images, received none; "
-                "give images with --data"
+                f"give images with {asked.spelling('data.source')}"
             )
     if POLICY not in asking:
         return []

@@ -15,7 +15,7 @@ from lrfgraph.engine.memory import BoundedCache, array_bytes
 from lrfgraph.errors import DataError
 from lrfgraph.images.naming import KNOWN_AS, PART_NAMES, Inputs
 
-__all__ = ["Elements", "call_function", "import_function", "join_elements"]
+__all__ = ["Elements", "call_function", "import_function", "join_elements", "named_arrays"]
 
 Array = NDArray[Any]
 LONGEST_STREAM = 100_000
@@ -56,7 +56,7 @@ def call_function(source: str, base: Path) -> dict[str, Any]:
     result: dict[str, Any] | None = RESULTS.get(key)
     if result is None:
         try:
-            result = dict(_named(import_function(source, base)(), source))
+            result = dict(named_arrays(import_function(source, base)(), f"data function {source}"))
         except DataError:
             raise
         except Exception as error:
@@ -66,27 +66,30 @@ def call_function(source: str, base: Path) -> dict[str, Any]:
     return result
 
 
-def _named(value: Any, source: str) -> Iterator[tuple[str, Any]]:
+def named_arrays(value: Any, origin: str) -> Iterator[tuple[str, Any]]:
+    """Yield arrays, or `Elements` of streams, by name.
+
+    value : a dictionary of arrays or streams, one array or stream, or a tuple of them, see `TUPLES`.
+    origin : what it comes from, for messages.  Raises DataError.
+    """
     if isinstance(value, Mapping):
         for name, item in value.items():
             if _is_stream(item):
-                yield from _read_stream(item, PART_NAMES.get(str(name).lower(), "train"), source)
+                yield from _read_stream(item, PART_NAMES.get(str(name).lower(), "train"), origin)
             else:
                 yield from _flat(str(name), item)
         return
     several = value if isinstance(value, tuple) else (value,)
-    if all(_is_stream(item) for item in several) and len(several) <= 3:
+    if all(_is_stream(item) for item in several) and 1 <= len(several) <= 3:
         names = ("train", "test") if len(several) == 2 else ("train", "val", "test")
         for item, part in zip(several, names, strict=False):
-            yield from _read_stream(item, part, source)
+            yield from _read_stream(item, part, origin)
         return
     if several and all(isinstance(item, tuple) for item in several):  # ((x, y), (x, y)) as keras.datasets gives
         several = tuple(array for pair in several for array in pair)
-    if len(several) not in TUPLES or any(map(_is_stream, several)):
-        raise DataError(
-            f"data function {source} returned {len(several)} values; return a dict of arrays or (x, y), "
-            "or up to three streams of tf.data"
-        )
+    if len(several) not in TUPLES or any(map(_is_stream, several)) or any(item is None for item in several):
+        received = "None" if value is None else f"{len(several)} values"
+        raise DataError(f"{origin} gave {received}; give a dict of arrays or (x, y), or up to three streams of tf.data")
     for name, item in zip(TUPLES[len(several)], several, strict=True):
         yield from _flat(name, item)
 
@@ -105,16 +108,16 @@ def _is_stream(value: Any) -> bool:
     return hasattr(value, "as_numpy_iterator")
 
 
-def _read_stream(dataset: Any, part: str, source: str) -> Iterator[tuple[str, Elements]]:
+def _read_stream(dataset: Any, part: str, origin: str) -> Iterator[tuple[str, Elements]]:
     """Collect a tf.data.Dataset's elements; raises DataError where it does not end."""
     length = int(dataset.cardinality())
     if length == ENDLESS:
-        raise DataError(f"the {part} stream of {source} does not end; let it end with .take(n)")
+        raise DataError(f"the {part} stream of {origin} does not end; let it end with .take(n)")
     collected: dict[str, Elements] = {}
     for number, element in enumerate(dataset.as_numpy_iterator()):
         if length < 0 and number == LONGEST_STREAM:
             raise DataError(
-                f"the {part} stream of {source} does not say how long it is, and has more than {number:,} elements; "
+                f"the {part} stream of {origin} does not say how long it is, and has more than {number:,} elements; "
                 "let it end with .take(n), or say so with tf.data.experimental.assert_cardinality"
             )
         pair = element if isinstance(element, tuple) else (element,)

@@ -19,7 +19,7 @@ from lrfgraph.images import targets
 from lrfgraph.network import measures
 from lrfgraph.network.own_measure import own_measure
 
-__all__ = ["BLOCK", "HEADS", "OWN", "Head", "decide", "head_of", "own_targets", "propose", "titles"]
+__all__ = ["BLOCK", "HEADS", "OWN", "Head", "decide", "head_of", "in_percent", "own_targets", "propose", "titles"]
 
 Array = NDArray[Any]
 Shape = tuple[int | None, ...]
@@ -305,6 +305,12 @@ def titles(name: str, metric: str | None = None) -> dict[str, str]:
     rows = HEADS[name].measures
     own = {} if metric is None else {OWN: metric.partition(":")[2]}
     return own | {measure: row.title for measure, row in (_beside(rows) if own else rows).items()}
+
+
+def in_percent(name: str, metric: str | None = None) -> frozenset[str]:
+    """Return the measures that are shares of 1, see `titles`; what one of the user's own is, nobody knows."""
+    rows = _beside(HEADS[name].measures) if metric else HEADS[name].measures
+    return frozenset(measure for measure, row in rows.items() if row.share)
 
 
 def _beside(rows: measures.Measures) -> measures.Measures:

@@ -27,7 +27,7 @@ FEW = 10
 class Measure:
     """One measure, computed in blocks of images.
 
-    title : for people.
+    title : for people.  share : whether it is one of 1, which people read in percent.
     gather : answers (n, …, classes) or values (n, …), targets → what is kept of each image, (n, …).
     finish : what was kept of all images → pseudo-values (n,), or ``None`` where the measure is not defined.
     centred : whether `gather` is called with the targets' mean over all images besides.
@@ -39,6 +39,7 @@ class Measure:
     finish: Callable[[Array], Array | None] = lambda kept: kept
     centred: bool = False
     whole: Callable[[Array, Array], Array] | None = None
+    share: bool = True
 
 
 Measures = Mapping[str, Measure]
@@ -188,5 +189,5 @@ POSITIONS: Measures = {
 }
 VALUES: Measures = {
     "r2": Measure("R²", _squares, _determination, centred=True),
-    "mse": Measure("mean squared error", _squared_error),
+    "mse": Measure("mean squared error", _squared_error, share=False),
 }

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from lrfgraph.errors import RecipeError
 from lrfgraph.options.option import find
 from lrfgraph.options.recipe import OPTIONS, Recipe
 from lrfgraph.options.values import read_toml, toml_literal
 
-__all__ = ["Asked"]
+__all__ = ["Asked", "literal"]
+
+
+def _flag(key: str) -> str:
+    """An option as the command line has it."""
+    return OPTIONS[key].flag or f"--set {key}"
 
 
 @dataclass(frozen=True)
@@ -20,13 +26,14 @@ class Asked:
 
     origins : by ``section.key``, the recipe file that says it, ``None`` for the command line; what nobody said is not
     in it.  folder : where modules of the user's are looked for first.  notes : what became of an option otherwise
-    than its recipe file says.
+    than its recipe file says.  spelling : how whoever asks says an option, by key.
     """
 
     recipe: Recipe = field(default_factory=Recipe)
     origins: Mapping[str, Path | None] = field(default_factory=dict)
     folder: Path = field(default_factory=Path)
     notes: tuple[str, ...] = ()
+    spelling: Callable[[str], str] = _flag
 
     @classmethod
     def from_file(cls, file: Path) -> Asked:
@@ -41,18 +48,22 @@ class Asked:
 
         Raises RecipeError, also where it says two things of one option.
         """
-        recipe, origins = self.recipe, dict(self.origins)
+        asked = self
         for setting in settings:
             text, equals, value = setting.partition("=")
             if not equals:
                 raise RecipeError(f"--set takes section.key=value, received {setting!r}")
-            key = find(text.strip(), OPTIONS).key
-            changed = recipe.with_option(key, value.strip()).placed(Path(), [key])
-            if key in origins and origins[key] is None and changed != recipe:
-                values = " and ".join(literal(key, asked) for asked in (recipe, changed))
-                raise RecipeError(f"{key} is said twice on the command line, received {values}; leave one of them out")
-            recipe, origins[key] = changed, None
-        return replace(self, recipe=recipe, origins=origins)
+            asked = asked.with_value(text.strip(), value.strip())
+        return asked
+
+    def with_value(self, key: str, value: Any) -> Asked:
+        """Add what is said of one option, as text or as its value; see `with_settings`."""
+        key = find(key, OPTIONS).key
+        recipe = self.recipe.with_option(key, value).placed(Path(), [key])
+        if self.here(key) and recipe != self.recipe:
+            values = " and ".join(literal(key, asked) for asked in (self.recipe, recipe))
+            raise RecipeError(f"{key} is said twice, received {values}; leave one of them out")
+        return replace(self, recipe=recipe, origins={**self.origins, key: None})
 
     def here(self, key: str) -> bool:
         """Whether the command line says an option."""
@@ -69,7 +80,7 @@ class Asked:
         """An option as whoever said it knows it."""
         if not self.here(key):
             return f"{key} in {self.origins[key]}" if key in self.origins else key
-        return OPTIONS[key].flag or f"--set {key}"
+        return self.spelling(key)
 
 
 def literal(key: str, recipe: Recipe) -> str:

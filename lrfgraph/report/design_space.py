@@ -7,17 +7,29 @@ import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lrfgraph.engine.nodes import digest
 from lrfgraph.errors import OutputError
 from lrfgraph.layers.pieces import layer_cost
 from lrfgraph.layers.similarity import METRICS
-from lrfgraph.network.heads import titles
-from lrfgraph.report.pictures import caption, draw_design_space, draw_layers
+from lrfgraph.network.heads import in_percent, titles
+from lrfgraph.report.pictures import caption, draw_design_space, draw_layers, write_picture
 from lrfgraph.report.summary import layer_rows
 from lrfgraph.run.state import Compression
 
-__all__ = ["CANDIDATE_COLUMNS", "CONFIGURATION_COLUMNS", "candidates", "configurations", "write_design_space"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "CANDIDATE_COLUMNS",
+    "CONFIGURATION_COLUMNS",
+    "candidates",
+    "configurations",
+    "design_space_figure",
+    "layers_figure",
+    "write_design_space",
+]
 
 CANDIDATE_COLUMNS = (
     "layer",
@@ -93,11 +105,32 @@ def configurations(compression: Compression) -> list[dict[str, Any]]:
     return rows
 
 
+def design_space_figure(compression: Compression) -> Figure | None:
+    """Draw every candidate and every measured configuration; ``None`` where there is no candidate."""
+    rows, metric = candidates(compression), compression.driver.recipe.data.metric
+    names = _names(compression)
+    percent = next(iter(titles(compression.network.head, metric))) in in_percent(compression.network.head, metric)
+    return draw_design_space(rows, configurations(compression), names, percent) if rows else None
+
+
+def layers_figure(compression: Compression) -> Figure | None:
+    """Draw the layers before and after they were factorized; ``None`` where nothing was decided."""
+    if compression.decision is None:
+        return None
+    return draw_layers(layer_rows(compression), "pruned" if compression.source is not None else "original")
+
+
+def _names(compression: Compression) -> tuple[str, str]:
+    """What the similarity and the measure are called."""
+    recipe = compression.driver.recipe
+    return recipe.similarity.metric, next(iter(titles(compression.network.head, recipe.data.metric).values()))
+
+
 def write_design_space(compression: Compression, folder: Path) -> None:
     """Write ``design_space.csv``, ``configurations.csv`` and the pictures of candidates and of layers.
 
-    Pictures are drawn again only where a table says something new: drawing takes longer than a cached run.
-    Raises OutputError.
+    Pictures are drawn again only where a table says something new: drawing takes longer than a cached run. What this
+    run has nothing to say of goes, it would speak of another.  Raises OutputError.
     """
     try:
         _write(compression, folder)
@@ -112,20 +145,24 @@ def _write(compression: Compression, folder: Path) -> None:
         "design_space.csv": (CANDIDATE_COLUMNS, candidates(compression)),
         "configurations.csv": (CONFIGURATION_COLUMNS, configurations(compression)),
     }
-    news = not all((folder / name).exists() for name in PICTURES)
+    news = False
     for name, (columns, rows) in files.items():
-        if rows and not (compression.stopped and name == "configurations.csv" and (folder / name).exists()):
+        if rows:
             news |= _replace(folder / name, _csv(columns, rows))
-    rows = files["design_space.csv"][1]
-    recipe = compression.driver.recipe
-    names = recipe.similarity.metric, next(iter(titles(compression.network.head, recipe.data.metric).values()))
-    picture, layers = (folder / name for name in PICTURES)
-    news |= picture.exists() and caption(names).encode() not in picture.read_bytes()
-    if not news or not rows:
-        return
-    draw_design_space(picture, rows, files["configurations.csv"][1], names)
-    if compression.decision is not None:
-        draw_layers(layers, layer_rows(compression))
+        else:
+            (folder / name).unlink(missing_ok=True)
+    drawn = (
+        (folder / PICTURES[0], design_space_figure, caption(_names(compression))),
+        (folder / PICTURES[1], layers_figure, digest(layer_rows(compression))),
+    )
+    for path, draw, said in drawn:
+        if not news and path.exists() and said.encode() in path.read_bytes():
+            continue
+        figure = draw(compression)
+        if figure is not None:
+            write_picture(figure, path, said)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -11,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["caption", "draw_design_space", "draw_layers"]
+__all__ = ["caption", "draw_design_space", "draw_layers", "png", "write_picture"]
 
 Row = Mapping[str, Any]
 SHARES = {"parameters_share": ("parameters", "o"), "macs_share": ("MACs", "s")}
 
 
 def draw_design_space(
-    path: Path, candidates: Sequence[Row], configurations: Sequence[Row], titles: Sequence[str]
-) -> None:
+    candidates: Sequence[Row], configurations: Sequence[Row], titles: Sequence[str], percent: bool = True
+) -> Figure:
     """Draw, left, candidates by their share of the layer's parameters and MACs, and right, measured configurations.
 
     candidates, configurations : rows of the tables of the same names.  titles : of the similarity and the measure.
+    percent : whether that measure is a share of 1.
     """
     metric, measure = titles
     figure = _figure(12, 5)
@@ -42,16 +44,17 @@ def draw_design_space(
     points = [
         row for row in configurations if row.get("accuracy_validation") is not None and row.get("parameters_share")
     ]
+    heights = [(100 if percent else 1) * float(row["accuracy_validation"]) for row in points]
     for axis, (label, marker) in SHARES.items():
-        right.scatter([row[axis] for row in points], [_percent(row) for row in points], marker=marker, label=label)
-    for row in points:
+        right.scatter([row[axis] for row in points], heights, marker=marker, label=label)
+    for row, height in zip(points, heights, strict=True):
         if not row["name"].startswith("point"):
-            place = (row["parameters_share"], _percent(row))
+            place = (row["parameters_share"], height)
             right.annotate(row["name"], place, xytext=(4, -10), textcoords="offset points", fontsize=8)
-    right.set(xlabel="share of the network kept", ylabel=f"{measure} on validation images, %")
+    right.set(xlabel="share of the network kept", ylabel=f"{measure} on validation images{', %' if percent else ''}")
     right.set_title(f"{len(points)} measured configurations")
     right.legend(fontsize=8)
-    _save(figure, path, caption(titles))
+    return figure
 
 
 def caption(titles: Sequence[str]) -> str:
@@ -59,16 +62,16 @@ def caption(titles: Sequence[str]) -> str:
     return json.dumps(list(titles))
 
 
-def draw_layers(path: Path, layers: Sequence[Row]) -> None:
+def draw_layers(layers: Sequence[Row], before_title: str = "original") -> Figure:
     """Draw every layer's parameters before and after; at the bar its method and rank, or that it is kept.
 
-    layers : rows of summary.json's ``layers``.
+    layers : rows of summary.json's ``layers``.  before_title : what the network was before.
     """
     figure = _figure(9, 1.2 + 0.28 * len(layers))
     axes = figure.subplots()
     places = range(len(layers))
     before, after = ([max(row["parameters"][which], 1) for row in layers] for which in (0, 1))
-    axes.barh(places, before, color="#c9d6df", label="original")
+    axes.barh(places, before, color="#c9d6df", label=before_title)
     axes.barh(places, after, height=0.5, color="#1b6ca8", label="compressed")
     for place, row, size in zip(places, layers, before, strict=True):
         rank = "x".join(map(str, row["rank"]))
@@ -81,11 +84,7 @@ def draw_layers(path: Path, layers: Sequence[Row]) -> None:
     axes.set_yticks(list(places), [row["name"] for row in layers], fontsize=8)
     axes.invert_yaxis()
     axes.legend(fontsize=8, loc="lower right")
-    _save(figure, path)
-
-
-def _percent(row: Row) -> float:
-    return 100 * float(row["accuracy_validation"])
+    return figure
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -94,11 +93,17 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Figure, path: Path, description: str = "") -> None:
-    """Write a picture whole."""
+def png(figure: Figure, description: str = "") -> bytes:
+    """Return a picture as the bytes of a PNG file, which says the description of itself."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+    written = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(written, metadata={"Description": description})
+    return written.getvalue()
+
+
+def write_picture(figure: Figure, path: Path, description: str = "") -> None:
+    """Write a picture whole."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        FigureCanvasAgg(figure).print_png(file, metadata={"Description": description})
+    partial.write_bytes(png(figure, description))
     os.replace(partial, path)

@@ -22,7 +22,7 @@ from lrfgraph.run.state import kept_reason
 from lrfgraph.selection.configuration import write_configuration
 from lrfgraph.selection.problem import Choice
 
-__all__ = ["STAGES", "result_folder", "summary", "write"]
+__all__ = ["STAGES", "layer_rows", "result_folder", "summary", "write"]
 
 STAGES = ("baseline", "pruned", "factorized", "repaired", "finetuned")
 
@@ -46,6 +46,7 @@ def summary(compression: Compression, model: Path) -> dict[str, Any]:
         "final": stages[compression.final] if exported else None,
         "pruning": _pruning(compression),
         "layers": layer_rows(compression),
+        "front": front(compression),
         "nodes": nodes,
         "seconds": {name: round(value, 3) for name, value in driver.seconds.items()},
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -75,6 +76,15 @@ def _stage(
     return {**counts, "file_bytes": size, **measures}
 
 
+def front(compression: Compression) -> list[dict[str, Any]]:
+    """Every measured point of the search, largest first, and whether it is the one that was chosen."""
+    decision, points = compression.decision, compression.points
+    sizes = [(point.parameters, point.macs) for point in points]
+    size = decision and (decision.parameters, decision.macs)
+    chosen = sizes.index(size) if size in sizes else None  # budgets may come to one configuration
+    return [{**point.to_json(), "chosen": place == chosen} for place, point in enumerate(points)]
+
+
 def _pruning(compression: Compression) -> dict[str, Any] | None:
     """Every group of channels: the layers that write them, how many there were and are, and what is kept and why."""
     if compression.pruned is None:
@@ -83,12 +93,14 @@ def _pruning(compression: Compression) -> dict[str, Any] | None:
     return {name: data[name] for name in ("groups", "kept", "parameters", "macs")}
 
 
-def _file_bytes(compression: Compression, stage: str, model: Path, exported: Mapping[str, Any]) -> int:
-    """Size of the written file in the original's format; of a stage on the way, of its entry in the cache."""
+def _file_bytes(compression: Compression, stage: str, model: Path, exported: Mapping[str, Any]) -> int | None:
+    """Size of the file in the original's format; of a stage on the way, which is kept in ``.keras`` alone, of that."""
+    suffix = ".h5" if model.suffix == ".hdf5" else model.suffix
     if stage == compression.final:
         sizes = exported["file_bytes"]
-        suffix = ".h5" if model.suffix == ".hdf5" else model.suffix
         return int(next((sizes[name] for name in sizes if name.endswith(suffix)), next(iter(sizes.values()))))
+    if suffix != ".keras":
+        return None
     return compression.driver.store.open(compression.models[stage]).file("model.keras").stat().st_size
 
 
@@ -162,7 +174,10 @@ def write(compression: Compression, folder: Path, summary: Mapping[str, Any]) ->
             os.replace(partial, folder / name)
         exported = compression.driver.store.open(compression.exported) if compression.exported else None
         sizes = exported.data["file_bytes"] if exported else {}
-        for name in FORMATS.keys() - sizes:  # of an earlier run: the summary beside them would speak of another model
+        for name in {*FORMATS, "hybrid.toml"} - {
+            *sizes,
+            *texts,
+        }:  # of an earlier run, of which the summary says nothing
             (folder / name).unlink(missing_ok=True)
         for name in sizes:
             assert exported is not None

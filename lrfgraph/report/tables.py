@@ -1,4 +1,4 @@
-"""What a person sees in the terminal, as plain text: nothing is cut off, whatever the width."""
+"""What a person sees, as plain text or HTML: nothing is cut off, whatever the width."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ import shutil
 import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
 from typing import Any
 
-from lrfgraph.network.heads import titles
+from lrfgraph.network.heads import in_percent, titles
 
 __all__ = [
+    "TITLES",
+    "Table",
     "age_text",
     "bytes_text",
     "columns",
     "count_text",
+    "deciding",
     "front_table",
     "kernel_text",
     "layers_table",
@@ -23,6 +28,7 @@ __all__ = [
     "result_table",
     "seconds_text",
     "stage_line",
+    "value_text",
 ]
 
 TITLES = {
@@ -115,15 +121,61 @@ def columns(titles: Sequence[str], rows: Iterable[Sequence[str]], right: Iterabl
     return "\n".join(printed)
 
 
-def measure_text(stage: Mapping[str, Any], name: str, part: str) -> str:
-    """Write a measure with its standard error: in percent, a mean squared error as it is."""
-    value, error = (stage.get(field, {}).get(part) for field in (name, f"{name}_se"))
+@dataclass(frozen=True)
+class Table:
+    """A table as a person sees it; ``str()`` is its text. right : columns set to the right."""
+
+    titles: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    right: Iterable[int] = ()
+
+    def __str__(self) -> str:
+        return columns(self.titles, self.rows, self.right)
+
+    def html(self) -> str:
+        """Return it as a table of HTML."""
+        right = set(self.right)
+
+        def line(cells: Sequence[str], tag: str) -> str:
+            sides = ("right" if place in right else "left" for place in range(len(cells)))
+            written = (
+                f'<{tag} style="text-align:{side}">{escape(cell)}</{tag}>'
+                for side, cell in zip(sides, cells, strict=True)
+            )
+            return f"<tr>{''.join(written)}</tr>"
+
+        lines = [line(self.titles, "th"), *(line(row, "td") for row in self.rows)]
+        return f"<table>{''.join(lines)}</table>"
+
+
+def value_text(value: float | None, error: float | None, percent: bool) -> str:
+    """Write a measure with its standard error: a share in percent, anything else as it is.
+
+    >>> value_text(0.99, 0.0028, True), value_text(17.25, 0.125, False), value_text(None, None, True)
+    ('99.00 ± 0.28 %', '17.250 ± 0.125', '–')
+    """
     if value is None or error is None:
         return "–"
-    return f"{value:.5f} ± {error:.5f}" if name == "mse" else f"{100 * value:.2f} ± {100 * error:.2f} %"
+    if percent:
+        return f"{100 * value:.2f} ± {100 * error:.2f} %"
+    digits = 5 if abs(value) < 10 else 3
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
-def result_table(summary: Mapping[str, Any]) -> str:
+def measure_text(summary: Mapping[str, Any], stage: Mapping[str, Any], name: str, part: str) -> str:
+    """Write what was measured of a stage of a run."""
+    value, error = (stage.get(field, {}).get(part) for field in (name, f"{name}_se"))
+    return value_text(value, error, name in in_percent(summary["head"], summary["recipe"]["data"]["metric"]))
+
+
+def deciding(summary: Mapping[str, Any]) -> tuple[str, str, bool]:
+    """Return the measure that decides: its name, its title, and whether it is a share of 1."""
+    metric = summary["recipe"]["data"]["metric"]
+    name, title = next(iter(_measures(summary).items()))
+    return name, title, name in in_percent(summary["head"], metric)
+
+
+def result_table(summary: Mapping[str, Any]) -> Table:
     """Before and after."""
     stages = {name: summary[name] for name in TITLES if summary[name]}
     base = summary["baseline"]
@@ -135,15 +187,15 @@ def result_table(summary: Mapping[str, Any]) -> str:
     ):
         cells = []
         for stage in stages.values():
-            share = f" ({stage[key] / base[key]:.1%})" if stage is not base and base[key] else ""
-            cells.append(text(stage[key]) + share)
+            share = f" ({stage[key] / base[key]:.1%})" if stage is not base and base[key] and stage[key] else ""
+            cells.append("–" if stage[key] is None else text(stage[key]) + share)
         rows.append([title, *cells])
     for name, title in _measures(summary).items():
         for part in ("validation", "test"):
-            cells = [measure_text(stage, name, part) for stage in stages.values()]
+            cells = [measure_text(summary, stage, name, part) for stage in stages.values()]
             if any(cell != "–" for cell in cells):
                 rows.append([f"{title}, {part}", *cells])
-    return columns(["", *(TITLES[name] for name in stages)], rows, right=range(1, len(stages) + 1))
+    return Table(["", *(TITLES[name] for name in stages)], rows, right=range(1, len(stages) + 1))
 
 
 def stage_line(summary: Mapping[str, Any]) -> str:
@@ -153,7 +205,7 @@ def stage_line(summary: Mapping[str, Any]) -> str:
     return f"nodes: {run} run, {reused} reused" + (f"; seconds: {seconds}" if seconds else "")
 
 
-def layers_table(summary: Mapping[str, Any]) -> str:
+def layers_table(summary: Mapping[str, Any]) -> Table:
     """What became of every layer; why one is kept stands at the end of its line."""
     metric = summary["recipe"]["similarity"]["metric"]
     heading = ["layer", "kind", "kernel", "method", "rank", "parameters", "MACs", metric, ""]
@@ -166,10 +218,10 @@ def layers_table(summary: Mapping[str, Any]) -> str:
         shares = [f"{after / before:.1%}" if before else "–" for before, after in (layer["parameters"], layer["macs"])]
         similar = f"{layer['similarity'][metric]:.4f}" if metric in layer["similarity"] else "–"
         rows.append([*head, layer["method"], "x".join(map(str, layer["rank"])), *shares, similar, ""])
-    return columns(heading, rows, right=(5, 6, 7))
+    return Table(heading, rows, right=(5, 6, 7))
 
 
-def pruning_table(summary: Mapping[str, Any]) -> str:
+def pruning_table(summary: Mapping[str, Any]) -> Table:
     """How many channels are left of every group, and which layers write them; what stays, and why."""
     rows = []
     for group in summary["pruning"]["groups"]:
@@ -178,24 +230,20 @@ def pruning_table(summary: Mapping[str, Any]) -> str:
         rows.append([group["name"], str(before), str(after), "; ".join(filter(None, (others, group["note"])))])
     for layer, reason in summary["pruning"]["kept"].items():
         rows.append([layer, "–", "", f"kept: {reason}"])
-    return columns(["channels of", "before", "after", ""], rows, right=(1, 2))
+    return Table(["channels of", "before", "after", ""], rows, right=(1, 2))
 
 
-def front_table(summary: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> str:
+def front_table(summary: Mapping[str, Any]) -> Table:
     """The measured points of a front, largest first; ``*`` stands at the one that was chosen."""
-    base, final = summary["baseline"], summary["factorized"]
+    base, (_, title, percent) = summary["baseline"], deciding(summary)
     rows = []
-    for number, point in enumerate(points):
-        chosen = final is not None and (point["parameters"], point["macs"]) == (final["parameters"], final["macs"])
+    for number, point in enumerate(summary["front"]):
         shares = [f"{point[key] / base[key]:.1%}" if base[key] else "–" for key in ("parameters", "macs")]
-        right = (
-            "–" if point["accuracy"] is None else f"{100 * point['accuracy']:.2f} ± {100 * point['accuracy_se']:.2f} %"
-        )
+        measured = value_text(point["accuracy"], point["accuracy_se"], percent)
         lost = f"{point['drop']:.2f} ± {point['drop_se']:.2f}"
-        rows.append([f"{number}{'*' if chosen else ''}", *shares, right, lost, f"{point['kl']:.4f}"])
-    first = next(iter(_measures(summary).values()))
-    heading = ["point", "parameters", "MACs", f"{first}, validation", "points lost", "KL to the original"]
-    return columns(heading, rows, right=range(1, 6))
+        rows.append([f"{number}{'*' if point['chosen'] else ''}", *shares, measured, lost, f"{point['kl']:.4f}"])
+    heading = ["point", "parameters", "MACs", f"{title}, validation", "points lost", "KL to the original"]
+    return Table(heading, rows, right=range(1, 6))
 
 
 def _measures(summary: Mapping[str, Any]) -> dict[str, str]:

@@ -27,7 +27,7 @@ from lrfgraph.run.pruning import go_on, prune
 from lrfgraph.run.state import Compression, Exploration, Network, kept_reason
 from lrfgraph.selection.problem import CandidateId
 
-__all__ = ["STAGES", "Stage", "describe", "model_identity", "read_ahead", "read_model", "stages_of"]
+__all__ = ["STAGES", "Stage", "describe", "inputs_of", "model_identity", "read_ahead", "read_model", "stages_of"]
 
 CHANCE_ERRORS = 3.0
 """Standard errors above chance that a baseline must be, else its preprocessing is taken to be wrong."""
@@ -96,7 +96,7 @@ def _image_shape(driver: Driver, network: Network) -> tuple[list[int], list[str]
     options, structure = driver.recipe.data, driver.data(network.model)["structure"]
     assumed = [int(n) for n in structure["shapes"][str(structure["inputs"][0])][1:]]
     if options.source is not None and options.image_size is None:
-        arrays = load(options, driver.base, _inputs(structure)).arrays
+        arrays = load(options, driver.base, inputs_of(structure)).arrays
         shape = next(array.shape[1:] for name, array in arrays.items() if name.startswith("x"))
         return [int(n) for n in shape] + [1] * (len(assumed) - len(shape)), []
     size = list(options.image_size or assumed[:2])
@@ -104,7 +104,7 @@ def _image_shape(driver: Driver, network: Network) -> tuple[list[int], list[str]
     return [*size, *assumed[2:]], [note]
 
 
-def _inputs(structure: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def inputs_of(structure: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """The network's inputs: name to shape without the batch axis; a single one's name is nobody's business."""
     names = structure["names"] if len(structure["inputs"]) > 1 else [""]
     shapes = (structure["shapes"][str(slot)][1:] for slot in structure["inputs"])
@@ -138,7 +138,7 @@ def _divided(driver: Driver, compression: Compression) -> Compression:
         raise DataError(
             f"the model has {len(structure['outputs'])} outputs; only one can be measured, run it without --data"
         )
-    facts: dict[str, Any] = {"inputs": [[name, list(shape)] for name, shape in _inputs(structure).items()]}
+    facts: dict[str, Any] = {"inputs": [[name, list(shape)] for name, shape in inputs_of(structure).items()]}
     facts["output_shape"] = structure["shapes"][str(structure["outputs"][0])][1:]
     facts |= {"proposed": network.head, "activation": network.activation}
     source = driver.store.remembered(

@@ -73,7 +73,7 @@ def test_values_have_names(value: object, names: list[str], monkeypatch: pytest.
     ("value", "count"), [((X, Y, X), 3), (((X, Y), (X, Y, X)), 5), ((Stream(X),) * 4, 4), ((Stream(X), Y), 2)]
 )
 def test_other_values_are_refused(value: object, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match=f"returned {count} values; return a dict of arrays or \\(x, y\\), or up to"):
+    with pytest.raises(DataError, match=f"gave {count} values; give a dict of arrays or \\(x, y\\), or up to"):
         returned(value, monkeypatch)
 
 
@@ -88,7 +88,9 @@ def test_a_stream_is_read_whole_if_it_ends(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(returned(Stream(*X[:3], length=-2), monkeypatch)["x_train"]) == 3
     with pytest.raises(DataError, match=r"does not say how long it is, and has more than 3 elements; let it end"):
         returned(Stream(*X[:4], length=-2), monkeypatch)
-    with pytest.raises(DataError, match=r"the train stream of mine:data does not end; let it end with \.take"):
+    with pytest.raises(
+        DataError, match=r"the train stream of data function mine:data does not end; let it end with \.take"
+    ):
         returned(Stream(*X, length=-1), monkeypatch)
 
 

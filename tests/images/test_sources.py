@@ -170,7 +170,9 @@ def test_a_stream_is_read_to_its_end_or_refused(tmp_path: Path, monkeypatch: pyt
     assert loaded("said") == 7
     with pytest.raises(DataError, match=r"does not say how long it is, and has more than 6 elements; let it end with"):
         loaded("unknown")
-    with pytest.raises(DataError, match=r"the train stream of ends_of_streams:endless does not end; let it end with"):
+    with pytest.raises(
+        DataError, match=r"the train stream of data function ends_of_streams:endless does not end; let it end with"
+    ):
         loaded("endless")
 
 
@@ -287,7 +289,7 @@ def bad_sources(folder: Path) -> dict[str, tuple[str, str]]:
         "loose": ("loose", r"2\.png lies beside the class folders"),
         "torn image": ("torn", r"1\.png cannot be read"),
         "raises": ("bad_functions:broken", r"bad_functions:broken raised RuntimeError: no disk$"),
-        "too few": ("bad_functions:wrong", r"returned 3 values"),
+        "too few": ("bad_functions:wrong", r"bad_functions:wrong gave 3 values"),
         "no function": ("bad_functions:absent", r"raised AttributeError"),
         "no module": ("no_such_module_here:f", r"raised ModuleNotFoundError"),
     }

@@ -12,7 +12,7 @@ from lrfgraph.api import Compression, compress
 from lrfgraph.errors import OutputError
 from lrfgraph.options.recipe import Recipe
 from lrfgraph.report.design_space import CANDIDATE_COLUMNS, CONFIGURATION_COLUMNS, write_design_space
-from lrfgraph.report.pictures import draw_layers
+from lrfgraph.report.pictures import draw_layers, write_picture
 from lrfgraph.selection.front import Point
 from lrfgraph.selection.problem import CandidateId, Decision
 from tests.network.models import residual
@@ -79,7 +79,7 @@ def test_layers_are_drawn_before_and_after(tmp_path: Path) -> None:
         {"name": "conv", "parameters": [1000, 100], "method": "cp", "rank": [3]},
         {"name": "head", "parameters": [50, 50], "method": None, "rank": []},
     ]
-    draw_layers(tmp_path / "layers.png", layers)
+    write_picture(draw_layers(layers), tmp_path / "layers.png")
     assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
     assert [file.name for file in tmp_path.iterdir()] == ["layers.png"]
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from conftest import DATA, Call
 
-from lrfgraph import Recipe, compress
+from lrfgraph import Recipe
+from lrfgraph.api import compress
 from lrfgraph.engine.events import Event
 from lrfgraph.engine.memory import forget
 from lrfgraph.engine.nodes import Result, Task
@@ -224,4 +225,6 @@ def test_the_command_line_says_so_in_one_line(tmp_path: Path, call: Call) -> Non
     (tmp_path / "lrfgraph.toml").write_text('[data]\nsource = "endless_images:function"\n')
     ended = call("run", DATA / "tiny_cnn.keras", "--recipe", tmp_path / "lrfgraph.toml", "--cache", tmp_path / "cache")
     assert (ended.code, ended.err.count("\n")) == (2, 1)
-    assert "the train stream of endless_images:function does not end; let it end with .take(n)" in ended.err
+    assert (
+        "the train stream of data function endless_images:function does not end; let it end with .take(n)" in ended.err
+    )

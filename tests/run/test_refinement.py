@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import DATA
 
-from lrfgraph import Recipe, compress
-from lrfgraph.api import plan
+from lrfgraph import Recipe
+from lrfgraph.api import compress, plan
 from lrfgraph.selection import exchanges
 
 MODEL, IMAGES = DATA / "tiny_cnn.keras", DATA / "tiny_digits.npz"

@@ -1,0 +1,116 @@
+"""From the arguments of a call to what is asked for: the same options as on the command line, checked the same way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lrfgraph import api
+from lrfgraph.commands.asking import modules_of
+from lrfgraph.commands.effects import checked
+from lrfgraph.errors import RecipeError
+from lrfgraph.images.naming import Inputs
+from lrfgraph.options.asked import Asked
+from lrfgraph.options.option import Option, is_unknown
+from lrfgraph.options.recipe import OPTIONS, Recipe
+from lrfgraph.python.objects import images_file, is_path, model_file
+from lrfgraph.run.stages import inputs_of
+
+__all__ = ["WORDS", "question"]
+
+SECTIONS = tuple(dict.fromkeys(option.section for option in OPTIONS.values()))
+WORDS: Mapping[str, Option] = {
+    option.flag.removeprefix("--").replace("-", "_"): option for option in OPTIONS.values() if option.flag
+}
+"""The options that are keywords of their own, by name: those with a flag on the command line."""
+
+SOURCES = ("data.source", "data.val")
+"""Options that may be arrays."""
+
+
+@contextmanager
+def question(
+    model: Any, images: Any, recipe: Any, words: Mapping[str, Any], always: Mapping[str, Any]
+) -> Iterator[tuple[Path, Asked]]:
+    """Give the model's file and what is asked for; while it is carried out, modules that it names are found.
+
+    words : sections with their options, and short options.  always : options that the call itself says.
+    Raises LrfError.
+    """
+    asked = replace(_recipe(recipe), spelling=_spelling)
+    values = dict(_options(words))
+    if images is not None:
+        if "data.source" in values:
+            raise RecipeError("images are given twice, as images and as data; leave one of them out")
+        values["data.source"] = images
+    arrays = {key: values.pop(key) for key in SOURCES if values.get(key) is not None}
+    for key, value in {**values, **always}.items():
+        asked = asked.with_value(key, os.fspath(value) if isinstance(value, os.PathLike) else value)
+    if not is_path(model) and asked.here("model.custom"):
+        raise RecipeError("custom has no effect on a Keras model that is given itself; leave it out")
+    cache = Path(asked.recipe.run.cache)
+    path, custom = model_file(model, cache)
+    if custom:
+        asked = replace(asked, recipe=asked.recipe.with_option("model.custom", custom))
+    for key, value in arrays.items():
+        with modules_of(asked):
+            source = images_file(value, _inputs(path, asked), cache)
+        asked = asked.with_value(key, source)
+    asked = checked(asked)
+    with modules_of(asked):
+        yield path, replace(asked, recipe=asked.recipe.placed(Path()))
+
+
+def _inputs(model: Path, asked: Asked) -> Callable[[], Inputs]:
+    """A function that says what the network takes; the model is read for it."""
+
+    def inputs() -> Inputs:
+        driver, network = api.read(model, asked.recipe)
+        return inputs_of(driver.data(network.model)["structure"])
+
+    return inputs
+
+
+def _recipe(recipe: Any) -> Asked:
+    if recipe is None:
+        return Asked()
+    if is_path(recipe):
+        return Asked.from_file(Path(recipe))
+    if isinstance(recipe, Mapping):
+        recipe = Recipe.from_dict(recipe)
+    if not isinstance(recipe, Recipe):
+        raise RecipeError(f"recipe must be a file, a dictionary or a Recipe; received {type(recipe).__name__}")
+    return Asked(recipe)
+
+
+def _options(words: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the options that keywords say, by key, each once."""
+    known: set[str] = set()
+    for word, value in words.items():
+        for key, own in _of_word(word, value):
+            if key in known:
+                raise RecipeError(f"{key} is said twice, as {_spelling(key)} and in {key.partition('.')[0]}")
+            known.add(key)
+            yield key, own
+
+
+def _of_word(word: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if word in SECTIONS and isinstance(value, Mapping):
+        yield from ((f"{word}.{name}", own) for name, own in value.items())
+    elif word in WORDS:
+        yield WORDS[word].key, value
+    elif word in SECTIONS:
+        raise RecipeError(f"{word} must be a dictionary of options and values; received {value!r}")
+    else:
+        raise RecipeError(f"keyword {word!r} {is_unknown(word, [*WORDS, *SECTIONS])}")
+
+
+def _spelling(key: str) -> str:
+    """An option as a keyword."""
+    word = next((word for word, option in WORDS.items() if option.key == key), None)
+    section, _, name = key.partition(".")
+    return word or f"{section}=dict({name}=…)"
