@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from lrfgraph.options.recipe import Recipe
 from lrfgraph.pruning import SCORES
 from lrfgraph.run import stages
 from lrfgraph.run.driver import Driver, Unplanned
+from lrfgraph.run.forecast import later
 from lrfgraph.run.needs import Need, needs_of
 from lrfgraph.run.needs import check as check_needs
 from lrfgraph.run.pruning import check as check_pruning
@@ -184,12 +185,24 @@ def _guard(driver: Driver, network: Network, stages: list[str]) -> Callable[[], 
     return lambda: check_needs(driver, network, stages)
 
 
+def _announce(driver: Driver, compression: Compression, chain: Sequence[stages.Stage], index: int) -> None:
+    """Say which stage begins, and what is thought to follow it."""
+    if driver.on_event and not driver.dry:
+        seconds, known = later(driver, compression, [stage.name for stage in chain[index + 1 :]])
+        place = {"done": index + 2, "total": len(chain) + 1}
+        driver.tell(
+            Event("stage", "", chain[index].name, seconds=seconds, message="" if known else "and more", **place)
+        )
+
+
 def _carry_out(driver: Driver, on_baseline: Callable[[Compression], None] | None) -> Compression:
     driver.restart()
     until = driver.recipe.run.until
     chain = stages.stages_of(driver.recipe)
+    driver.tell(Event("stage", "", "describe", done=1, total=len(chain) + 1))
     compression = stages.describe(driver)
     for index, stage in enumerate(chain):
+        _announce(driver, compression, chain, index)
         driver.only = until if stage is chain[-1] else None
         if stage.name != "data":
             driver.guard = _guard(driver, compression.network, [stage.name for stage in chain[index:]])

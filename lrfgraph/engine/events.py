@@ -1,4 +1,4 @@
-"""What the engine tells whoever is watching."""
+"""What the engine, and the run around it, tell whoever is watching."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ class Event:
     kind : ``reused`` (was in the cache), ``started``, ``finished`` (computed here), ``waited`` (another run
         computed it), ``progress`` (done of total, message; without a node: so many
         of a step are about to run), ``discarded`` (a damaged entry, the message says why).
-    node, step : whose.  seconds, bytes : what it cost.
+        Of a run, which has no node: ``stage`` (number `done` of `total` begins; the message says whether `seconds`,
+        what is thought to follow it, is all), ``trial`` (something is tried, number `done` of about `total`: the
+        message says what) and ``outcome`` (what that gave).
+    node, step : whose; of a run the stage.  seconds, bytes : what it cost.
     """
 
-    kind: Literal["reused", "started", "finished", "waited", "progress", "discarded"]
+    kind: Literal["reused", "started", "finished", "waited", "progress", "discarded", "stage", "trial", "outcome"]
     node: str
     step: str
     seconds: float = 0.0

@@ -1,4 +1,4 @@
-"""Progress: one line per stage with nodes done, nodes reused and time left; silent where nobody watches.
+"""Progress of a run: a live line on a terminal, one that is written over in a notebook, else a line now and then.
 
 Drawn on standard error, so that standard output holds results alone.
 """
@@ -6,24 +6,40 @@ Drawn on standard error, so that standard output holds results alone.
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from typing import Any
+import time
+from html import escape
+from typing import Any, Protocol
 
 from lrfgraph.engine.events import Event
+from lrfgraph.report.status import Status
 
 __all__ = ["Progress"]
 
+FIRST, EVERY = 30.0, 30.0
+"""Seconds before the first line where nobody watches, and between them: what is quick says nothing."""
+
+REFRESHED = 4.0
+"""Times a second that a live line is drawn, whether anything happened or not: the time left goes down."""
+
+NOTEBOOK = 0.5
+"""Seconds between two updates of a notebook's line."""
+
+
+class Display(Protocol):
+    """Where the line is shown. event : something happened.  close : take the line away."""
+
+    def event(self) -> None: ...
+
+    def close(self) -> None: ...
+
 
 class Progress:
-    """Listens to events and draws a bar for each kind of node that is being computed; use as a context manager."""
+    """Listens to the events of a run and shows where it is; use as a context manager."""
 
     def __init__(self) -> None:
-        self.bars: Any = None
-        self.tasks: dict[str, Any] = {}
-        self.expected: Counter[str] = Counter()
-        self.done: Counter[str] = Counter()
-        self.reused: Counter[str] = Counter()
-        self.within: set[str] = set()
+        self.status = Status()
+        self.display: Display | None = None
+        self.printed = time.monotonic()
 
     def __enter__(self) -> Progress:
         return self
@@ -32,57 +48,99 @@ class Progress:
         self.pause()
 
     def pause(self) -> None:
-        """Take the bars away, so that something can be printed; they come back with the next event."""
-        if self.bars is not None:
-            self.bars.stop()
-            self.bars, self.tasks = None, {}
+        """Take the line away, so that something can be printed; it comes back with the next event."""
+        if self.display is not None:
+            self.display.close()
+            self.display = None
 
     def __call__(self, event: Event) -> None:
-        """Take note of an event; one of kind ``progress`` without a node says how many nodes a stage will compute."""
-        step = event.step
-        if event.kind == "progress" and not event.node:
-            self.expected[step] = self.done[step] + event.total
-        elif event.kind == "reused":
-            self.reused[step] += 1
-        elif event.kind in ("finished", "waited"):
-            self.done[step] += 1
-        if event.kind in ("reused", "discarded") or not event.node or not sys.stderr.isatty():
+        """Take note of an event, and show it."""
+        self.status.note(event, time.monotonic())
+        if event.kind == "reused":  # thousands, at once
             return
-        if event.kind == "progress":
-            # A pass over images or epochs: its own count says more than that of nodes, which all end with it.
-            self.within.add(step)
-            self.bars_for(step).update(self.tasks[step], completed=event.done, total=event.total, note=event.message)
-        elif step not in self.within:
-            self.bars_for(step).update(
-                self.tasks[step], completed=self.done[step], total=self.expected[step] or None, note=self._note(step)
-            )
-        if self.done[step] >= self.expected[step] > 0 and step in self.tasks:
-            self.bars.update(self.tasks[step], visible=False)
+        if self.display is None:
+            self.display = _display(self)
+        self.display.event()
 
-    def _note(self, step: str) -> str:
-        return f"{self.done[step]} nodes done, {self.reused[step]} reused"
-
-    def bars_for(self, step: str) -> Any:
-        """Return the bars, started, with one for this kind of node."""
-        if self.bars is None:
-            self.bars = _bars()
-            self.bars.start()
-        if step not in self.tasks:
-            self.tasks[step] = self.bars.add_task(step, total=None, note="")
-        return self.bars
+    def line(self) -> str:
+        """Where the run is at this moment."""
+        return self.status.line(time.monotonic())
 
 
-def _bars() -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
+def _display(progress: Progress) -> Display:
+    if _in_notebook():
+        return _Notebook(progress)
+    if sys.stderr.isatty():
+        from rich.console import Console
 
-    return Bars(
-        TextColumn("{task.description:<12}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("[dim]{task.fields[note]}"),
-        console=Console(stderr=True),
-        transient=True,
-    )
+        console = Console(stderr=True)
+        if not console.is_dumb_terminal:
+            return _Terminal(progress, console)
+    return _Lines(progress)
+
+
+def _in_notebook() -> bool:
+    """Whether there is a kernel that draws what it is handed; IPython is not imported for it."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return shell is not None and hasattr(shell, "kernel")
+
+
+class _Terminal:
+    """One line that a thread draws again in its place, cut off where the terminal ends."""
+
+    def __init__(self, progress: Progress, console: Any) -> None:
+        from rich.live import Live
+        from rich.text import Text
+
+        def line() -> Text:
+            return Text(progress.line(), no_wrap=True, overflow="ellipsis")
+
+        self.live = Live(get_renderable=line, console=console, refresh_per_second=REFRESHED, transient=True)
+        self.live.start()
+
+    def event(self) -> None:
+        """Nothing: the thread looks by itself."""
+
+    def close(self) -> None:
+        self.live.stop()
+
+
+class _Notebook:
+    """One output that is written over."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress, self.handle, self.shown = progress, None, 0.0
+
+    def event(self) -> None:
+        now = time.monotonic()
+        if now - self.shown >= NOTEBOOK:
+            self.shown = now
+            self._show(f"<pre>{escape(self.progress.line())}</pre>")
+
+    def close(self) -> None:
+        if self.handle is not None:
+            self._show("")
+
+    def _show(self, text: str) -> None:
+        display = sys.modules["IPython"].display
+        shown = display.HTML(text)
+        if self.handle is None:
+            self.handle = display.display(shown, display_id=True)
+        else:
+            self.handle.update(shown)
+
+
+class _Lines:
+    """A line now and then, for logs."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress, self.due = progress, progress.printed + FIRST
+
+    def event(self) -> None:
+        now = time.monotonic()
+        if now >= self.due:
+            self.progress.printed, self.due = now, now + EVERY
+            print(f"lrfgraph: {self.progress.line()}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Nothing is drawn that could be taken away; the next lines keep their distance."""

@@ -12,6 +12,7 @@ from typing import Any
 from lrfgraph.errors import ConfigurationError
 from lrfgraph.report import summary as results
 from lrfgraph.report import tables
+from lrfgraph.report.account import account, account_table, advice
 from lrfgraph.report.design_space import design_space_figure, layers_figure, write_design_space
 from lrfgraph.report.pictures import png
 from lrfgraph.run.state import Compression
@@ -33,6 +34,8 @@ class Result:
         """All numbers, as summary.json has them."""
         summary = results.summary(self.compression, self.path)
         summary["warnings"] += self.notes
+        summary["account"] = account(self.compression, summary)
+        summary["advice"] = advice(self.compression, summary)
         return summary
 
     @property
@@ -74,19 +77,22 @@ class Result:
         return path
 
     def tables(self) -> list[tables.Table]:
-        """Return what there is to be looked at: channels, layers, the front, before and after."""
+        """Return what there is to be looked at: channels, layers, the front, before and after, and the time it took."""
         compression, summary = self.compression, self.summary
         shown = [
             (compression.pruned, tables.pruning_table),
             (compression.decision, tables.layers_table),
             (compression.points, tables.front_table),
             (compression.exported, tables.result_table),
+            (True, account_table),
         ]
         return [table(summary) for there, table in shown if there]
 
     def remarks(self) -> list[str]:
         """Return what is to be said beside the tables, in lines."""
-        return [tables.stage_line(self.summary), *(f"note: {note}" for note in self.summary["warnings"])]
+        summary = self.summary
+        notes = [f"note: {note}" for note in summary["warnings"]]
+        return [tables.stage_line(summary), *notes, *(f"advice: {sentence}" for sentence in summary["advice"][:1])]
 
     def __str__(self) -> str:
         return "\n\n".join([*map(str, self.tables()), "\n".join(self.remarks())])

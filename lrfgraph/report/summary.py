@@ -44,6 +44,7 @@ def summary(compression: Compression, model: Path) -> dict[str, Any]:
         "head": network.head,
         **stages,
         "final": stages[compression.final] if exported else None,
+        "rejected": list(compression.rejected),
         "pruning": _pruning(compression),
         "layers": layer_rows(compression),
         "front": front(compression),

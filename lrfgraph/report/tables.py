@@ -195,14 +195,15 @@ def result_table(summary: Mapping[str, Any]) -> Table:
             cells = [measure_text(summary, stage, name, part) for stage in stages.values()]
             if any(cell != "–" for cell in cells):
                 rows.append([f"{title}, {part}", *cells])
-    return Table(["", *(TITLES[name] for name in stages)], rows, right=range(1, len(stages) + 1))
+    rejected = dict.fromkeys(summary["rejected"], "*")
+    titles = [TITLES[name] + rejected.get(name, "") for name in stages]
+    return Table(["* not delivered" if rejected else "", *titles], rows, right=range(1, len(stages) + 1))
 
 
 def stage_line(summary: Mapping[str, Any]) -> str:
-    """Nodes run and reused, and the seconds by stage."""
-    seconds = ", ".join(f"{name} {value:.1f}" for name, value in summary["seconds"].items() if value >= 0.05)
+    """Nodes run and reused."""
     run, reused = sum(summary["nodes"]["run"].values()), sum(summary["nodes"]["reused"].values())
-    return f"nodes: {run} run, {reused} reused" + (f"; seconds: {seconds}" if seconds else "")
+    return f"nodes: {run} run, {reused} reused"
 
 
 def layers_table(summary: Mapping[str, Any]) -> Table:

@@ -6,13 +6,15 @@ Every answer is a cached node: a budget's configuration, its repair, its measure
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
+from lrfgraph.engine.events import Event
 from lrfgraph.engine.nodes import Ref
 from lrfgraph.network.evaluating import gain
 from lrfgraph.network.heads import head_of
 from lrfgraph.run import nodes
 from lrfgraph.run.driver import Driver
+from lrfgraph.run.forecast import trials_of
 from lrfgraph.run.state import Compression
 from lrfgraph.run.steps.decisions import decision_of, problem_of
 from lrfgraph.selection.exchanges import Judge, refine
@@ -94,7 +96,7 @@ class _Bench:
 
     def __init__(self, driver: Driver, compression: Compression) -> None:
         self.driver, self.compression = driver, compression
-        self.network = compression.network
+        self.network, self.tried = compression.network, 0
 
     def budget(self, step: int) -> dict[str, float]:
         """The share that is kept at a step of the grid, of what is to become small."""
@@ -115,7 +117,26 @@ class _Bench:
     def measure(self, step: int) -> Point | None:
         """Measure the configuration of a budget, repaired, on validation images."""
         decision = self.solution(step)
-        return None if decision is None else self.point(step, decision, self.evaluate(decision))
+        if decision is None:
+            return None
+        kept = f"{self._share(decision):.1%} of the {self._cost()}"
+        self._tell("trial", f"trying {kept}")
+        point = self.point(step, decision, self.evaluate(decision))
+        self._tell("outcome", f"{kept} lost {point.drop:.2f} ± {point.drop_se:.2f} points")
+        return point
+
+    def _cost(self) -> str:
+        return "MACs" if self.network.recipe.select.cost == "macs" else "parameters"
+
+    def _share(self, decision: Decision) -> float:
+        original, cost = self.compression.original, self._cost().lower()
+        share: float = getattr(decision, cost) / max(getattr(original, cost), 1)
+        return share
+
+    def _tell(self, kind: Literal["trial", "outcome"], message: str) -> None:
+        self.tried += kind == "trial"
+        tries = trials_of(self.network) + self.network.recipe.select.refine
+        self.driver.tell(Event(kind, "", "select", done=self.tried, total=tries, message=message))
 
     def evaluate(self, decision: Decision) -> Ref:
         """Rebuild and repair a configuration and measure it on validation images."""
@@ -142,4 +163,8 @@ class _Bench:
                 return None
             return gain(outputs, rival, original, head_of(self.network.head, self.network.activation))
 
-        return Judge(self.evaluate, lambda measured: float(self.driver.data(measured).get("kl", 0.0)), difference)
+        def measure(decision: Decision) -> Ref:
+            self._tell("trial", f"exchanging ranks between layers at {self._share(decision):.1%} of the {self._cost()}")
+            return self.evaluate(decision)
+
+        return Judge(measure, lambda measured: float(self.driver.data(measured).get("kl", 0.0)), difference)

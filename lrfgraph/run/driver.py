@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from lrfgraph.engine.costs import Costs
 from lrfgraph.engine.events import Event
 from lrfgraph.engine.execute import execute
 from lrfgraph.engine.memory import give_back
@@ -26,6 +27,9 @@ __all__ = ["Driver", "Lookup", "Unplanned"]
 
 LONG = 2.0
 """Seconds after which work is thought to have left much behind, models that refer to themselves for one."""
+
+SIDE_BY_SIDE = frozenset({"decompose", "ranks", "factorize", "score", "noise", "importance"})
+"""Kinds of nodes that do not wait for each other, and are not computed in one pass."""
 
 MOST_NAMED = 5
 """Damaged entries that are named one by one."""
@@ -54,6 +58,7 @@ class Driver:
     damaged : entries that turned out damaged, and why.  unreadable : keys of those that a dry run came upon and leaves
     as they are.
     guard : called once before anything of a stage is computed; raises where it cannot be.
+    costs : what nodes take, by kind.
     """
 
     recipe: Recipe
@@ -73,6 +78,10 @@ class Driver:
     damaged: dict[str, str] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
     guard: Callable[[], None] | None = None
+    costs: Costs = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.costs = Costs(self.store)
 
     @property
     def warnings(self) -> list[str]:
@@ -125,11 +134,25 @@ class Driver:
             guard()
         if event.kind == "finished":
             self.run[event.step] += 1
+            self.costs.add(event.step, event.seconds)
         elif event.kind in ("reused", "waited"):
             self.reused[event.step] += 1
         elif event.kind == "discarded":
             self.damaged.setdefault(event.node, event.message)
+        if self.on_event and event.kind == "progress" and not event.node:
+            event = replace(event, seconds=self.pace(event.step) or 0.0)
         if self.on_event:
+            self.on_event(event)
+
+    def pace(self, kind: str) -> float | None:
+        """Return the seconds that pass for each node of a kind, ``None`` where there was none yet."""
+        seconds = self.costs.of(kind)
+        beside = self.recipe.run.workers or self.recipe.run.threads
+        return seconds if seconds is None or kind not in SIDE_BY_SIDE else seconds / beside
+
+    def tell(self, event: Event) -> None:
+        """Say what the run itself is about, see `Event`; a plan has nothing to say."""
+        if self.on_event and not self.dry:
             self.on_event(event)
 
     def discard(self, error: CorruptEntry) -> None:

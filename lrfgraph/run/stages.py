@@ -277,7 +277,7 @@ def finish(driver: Driver, compression: Compression) -> Compression:
     )
     if "finetune" in finished:
         models["finetuned"], final = finished["finetune"], "finetuned"
-    compression = compression.noted(*why, models=models, final=final)
+    compression = compression.noted(*why, models=models, final=final, rejected=("repaired",) if why else ())
     if "export" in finished:
         compression = replace(compression, exported=finished["export"])
         planned = _planned(driver, compression)
@@ -287,6 +287,7 @@ def finish(driver: Driver, compression: Compression) -> Compression:
         idle = "fine-tuning brought nothing on validation images; the weights before it are kept"
         brought = any(epoch.get("kept") for epoch in history)
         compression = compression.noted(*([] if brought else [idle]), history=history)
+        compression = replace(compression, rejected=(*compression.rejected, *([] if brought else ["finetuned"])))
     return compression
 
 

@@ -137,7 +137,7 @@ class Compression:
     baseline : measures of the original on validation images.  pruned : which channels went.
     decision : one choice a layer.  points : what a policy that searches measured.
     models : the entry of each stage (``pruned``, ``factorized``, ``repaired``, ``finetuned``).  final : the stage that
-    is written out.  exported : entry of the written files.
+    is written out.  rejected : stages whose weights were not carried on.  exported : entry of the written files.
     history : of fine-tuning, by epoch.  measured : by stage and split.  notes : what a person should know.
     stopped : whether ``run.until`` cut the stages short.
     """
@@ -153,6 +153,7 @@ class Compression:
     points: tuple[Point, ...] = ()
     models: Mapping[str, Ref] = field(default_factory=dict)
     final: str = "factorized"
+    rejected: tuple[str, ...] = ()
     exported: Ref | None = None
     history: list[dict[str, Any]] | None = None
     measured: Mapping[str, Mapping[str, dict[str, Any]]] = field(default_factory=dict)

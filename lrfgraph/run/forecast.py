@@ -1,0 +1,107 @@
+"""How long the stages that are still to come will take, from what is known of their nodes; a guess, and called one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+from lrfgraph.run.driver import Driver
+from lrfgraph.run.state import Compression, Network, methods_of
+
+__all__ = ["TRIALS", "later", "trials_of"]
+
+TRIALS = 8
+"""Configurations that a search measures, about."""
+
+WORTH = 0.8
+"""Share of the ranks asked for that are candidates: others come to the same rank, or save nothing."""
+
+LIGHT = frozenset({"evaluate", "export", "ranks", "rebuild", "select"})
+"""Kinds of nodes that take little beside the others, so that not to know them is no harm."""
+
+TRAINING = 3.0
+"""A training step, forward and backward, in passes forward."""
+
+
+def later(driver: Driver, compression: Compression, stages: Collection[str]) -> tuple[float, bool]:
+    """Return the seconds that stages which have not begun will take, and whether all of them could be told."""
+    network, seconds, known = compression.network, 0.0, True
+    for stage in stages:
+        for kind, count in COUNTS.get(stage, _nothing)(network).items():
+            each = _training(driver, compression) if kind == "finetune" else driver.pace(kind)
+            known &= each is not None or not count or kind in LIGHT
+            seconds += count * (each or 0.0)
+    return seconds, known
+
+
+def trials_of(network: Network) -> int:
+    """Return how many configurations the search measures, about."""
+    return network.recipe.select.points if network.policy.name == "pareto" else TRIALS
+
+
+def _training(driver: Driver, compression: Compression) -> float | None:
+    """Like the last training of this network, else by what the original took for the validation images."""
+    network, epochs = compression.network, compression.network.recipe.finetune.epochs
+    for manifest in driver.costs.latest("finetune"):
+        components = manifest["components"]
+        if components["inputs"]["teacher"] == compression.original.digest:
+            return float(manifest["seconds"]) * epochs / max(int(components["params"]["options"]["epochs"]), 1)
+    if compression.baseline is None or network.data is None:
+        return None
+    parts = driver.data(network.data)["parts"]
+    forward = driver.store.manifest(compression.baseline.key)["seconds"] / max(parts["validation"]["images"], 1)
+    return float(epochs * TRAINING * forward * parts["train"]["images"])
+
+
+def _nothing(network: Network) -> dict[str, float]:
+    return {}
+
+
+def _pairs(network: Network) -> int:
+    return sum(len(methods_of(layer, network.recipe)) for layer in network.factorizable())
+
+
+def _explore(network: Network) -> dict[str, float]:
+    layers, pairs = len(list(network.factorizable())), _pairs(network)
+    images = layers if network.recipe.data.source is not None else 0
+    return {"record": images, "curvature": images, "decompose": pairs, "ranks": pairs}
+
+
+def _candidates(network: Network) -> dict[str, float]:
+    count = WORTH * network.recipe.explore.ranks * _pairs(network)
+    return {"factorize": count, "score": count}
+
+
+def _configuration(network: Network) -> dict[str, float]:
+    """Rebuild one, repaired where that is asked for."""
+    return {"repair": len(list(network.factorizable())) if network.repairs else 0, "rebuild": 1}
+
+
+def _select(network: Network) -> dict[str, float]:
+    if network.policy.search is None:
+        return {"select": 1}
+    tries = trials_of(network) + network.recipe.select.refine
+    return {kind: tries * count for kind, count in {**_configuration(network), "evaluate": 1, "select": 1}.items()}
+
+
+def _rebuild(network: Network) -> dict[str, float]:
+    return {"rebuild": 1} if network.policy.search is not None else _configuration(network)
+
+
+def _finish(network: Network) -> dict[str, float]:
+    return {"finetune": int(network.finetunes), "export": 1}
+
+
+def _probe(network: Network) -> dict[str, float]:
+    return {"probe": network.recipe.select.probes * len(list(network.factorizable()))}
+
+
+COUNTS: Mapping[str, Callable[[Network], Mapping[str, float]]] = {
+    "explore": _explore,
+    "candidates": _candidates,
+    "probe": _probe,
+    "select": _select,
+    "rebuild": _rebuild,
+    "finish": _finish,
+    "evaluate": lambda network: {"evaluate": 4 if network.data is not None else 0},
+}
+"""By stage, how many nodes of which kind it computes, about."""
