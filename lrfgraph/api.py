@@ -15,10 +15,11 @@ from lrfgraph.engine.nodes import digest
 from lrfgraph.engine.runs import start_run
 from lrfgraph.engine.store import CorruptEntry, Store
 from lrfgraph.engine.workers import workers_for
-from lrfgraph.errors import ConfigurationError, StoreError
+from lrfgraph.errors import ConfigurationError, DataError, StoreError
 from lrfgraph.layers.similarity import METRICS
 from lrfgraph.methods import METHODS
 from lrfgraph.network.heads import HEADS
+from lrfgraph.network.opening.consent import absent
 from lrfgraph.options.option import check_choice
 from lrfgraph.options.recipe import Recipe
 from lrfgraph.pruning import SCORES
@@ -161,6 +162,8 @@ def check(recipe: Recipe) -> None:
         for name in value if isinstance(value, tuple) else (value,):
             if name is not None:
                 check_choice(section, option, name, names)
+    if recipe.data.metric is not None and (lacking := absent(recipe.data.metric)):
+        raise DataError(f"metric {recipe.data.metric}: {lacking}; give package.module:function that can be imported")
     if recipe.prune.method is not None:
         check_pruning(recipe.prune, recipe.data.source is not None)
         if recipe.select.configuration is not None:
@@ -204,8 +207,9 @@ def _carry_out(driver: Driver, on_baseline: Callable[[Compression], None] | None
     for index, stage in enumerate(chain):
         _announce(driver, compression, chain, index)
         driver.only = until if stage is chain[-1] else None
-        if stage.name != "data":
-            driver.guard = _guard(driver, compression.network, [stage.name for stage in chain[index:]])
+        # of images that are not divided yet, only what it takes to read them is known
+        follows = chain[index : index + 1] if stage.name == "data" else chain[index:]
+        driver.guard = _guard(driver, compression.network, [each.name for each in follows])
         compression = stage.carry_out(driver, compression)
         if stage.name == "baseline" and on_baseline:
             on_baseline(compression)

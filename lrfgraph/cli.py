@@ -17,7 +17,7 @@ from lrfgraph import __version__
 from lrfgraph.commands.asking import asking, cache_folder, looking
 from lrfgraph.errors import LrfError, RecipeError
 from lrfgraph.options.option import Option
-from lrfgraph.options.pruning import ALONE, UNREAD
+from lrfgraph.options.pruning import ALONE, SHARES, UNREAD
 from lrfgraph.options.recipe import OPTIONS
 from lrfgraph.options.values import SWITCH, nearest
 
@@ -75,7 +75,7 @@ class PruningCommand(RecipeCommand):
         flag: option
         for flag, option in RecipeCommand.flags.items()
         if option.section not in UNREAD and option.key != "prune.method"
-    } | {f"--{name}": replace(OPTIONS[f"prune.{name}"], flag=f"--{name}") for name in ("params", "macs", "score")}
+    } | {f"--{name}": replace(OPTIONS[f"prune.{name}"], flag=f"--{name}") for name in SHARES}
 
 
 def written_out(arguments: Sequence[str], flags: Mapping[str, Option], others: Sequence[str]) -> Iterator[str]:
@@ -146,7 +146,7 @@ def prune(model: Model, recipe: RecipeFile = None, settings: Settings = None,
     """Remove whole channels of MODEL, every layer that they are coupled with narrowed, and write the smaller model."""
     from lrfgraph.commands.run import run_and_report
 
-    with asking(model, recipe, [*(settings or ()), *ALONE]) as asked:
+    with asking(model, recipe, settings, own=ALONE, flags=PruningCommand.flags) as asked:
         run_and_report(model, asked, as_json=json)
 
 

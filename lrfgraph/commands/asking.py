@@ -7,13 +7,15 @@ a model came with the model.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from lrfgraph.errors import RecipeError
 from lrfgraph.options.asked import Asked, literal
+from lrfgraph.options.option import Option
 from lrfgraph.options.recipe import OPTIONS
 from lrfgraph.options.values import names_function
 
@@ -24,15 +26,28 @@ BESIDE = "lrfgraph.toml"
 
 
 @contextmanager
-def asking(model: Path, file: Path | None, settings: Sequence[str] | None, *, policy: str = "") -> Iterator[Asked]:
+def asking(
+    model: Path,
+    file: Path | None,
+    settings: Sequence[str] | None,
+    *,
+    policy: str = "",
+    own: Sequence[str] = (),
+    flags: Mapping[str, Option] | None = None,
+) -> Iterator[Asked]:
     """Give what is asked for; while it is carried out, modules that it names are found.
 
     file : the recipe that is named.  settings : ``section.key=value``.  policy : the only one the command is for.
+    own : settings that the command itself says.  flags : of the command, where they are not those of the options.
     Raises RecipeError for what is unknown, contradictory or without effect.
     """
     from lrfgraph.commands.effects import checked, with_policy  # with the policies comes NumPy
 
     asked = ask(model, file, settings)
+    if own:
+        asked = asked.with_own(own, "prune")
+    if flags is not None:
+        asked = replace(asked, spelling=partial(_spelling, {option.key: flag for flag, option in flags.items()}))
     asked = checked(with_policy(asked, policy) if policy else asked)
     with modules_of(asked):
         yield replace(asked, recipe=asked.recipe.placed(Path()))
@@ -47,6 +62,10 @@ def looking(file: Path | None, settings: Sequence[str] | None) -> Iterator[Asked
             raise RecipeError(f"{asked.name(key)} has no effect on what is only looked at; leave it out")
     with modules_of(asked):
         yield replace(asked, recipe=asked.recipe.placed(Path()))
+
+
+def _spelling(flags: Mapping[str, str], key: str) -> str:
+    return flags.get(key, f"--set {key}")
 
 
 def ask(model: Path, file: Path | None, settings: Sequence[str] | None) -> Asked:

@@ -44,7 +44,7 @@ def plan_and_report(model: Path, asked: Asked, *, as_json: bool = False) -> bool
         nodes = [asdict(node) for node in missing]
         counts = {"run": dict(driver.run), "reused": dict(driver.reused)}
         account = {"nodes": counts, "complete": complete, "kinds": rows, "missing": nodes, "notes": asked.notes}
-        account |= {"stages": [asdict(need) for need in stated], "max_memory": limit}
+        account |= {"stages": [asdict(need) for need in stated], "max_memory": limit, "refused": driver.refused or None}
         print(json.dumps(account, indent=1))
         return work
     print(tables.columns(["kind", "to run", "reused", "seconds", "size", "why"], map(_cells, rows), right=range(1, 5)))
@@ -52,6 +52,8 @@ def plan_and_report(model: Path, asked: Asked, *, as_json: bool = False) -> bool
     if not complete:
         print(FOLLOWS)
     print(f"\n{_memory(stated, limit)}")
+    if driver.refused:
+        print(f"run would be refused: {driver.refused}")
     for note in asked.notes:
         print(f"note: {note}")
     return work

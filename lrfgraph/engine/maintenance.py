@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lrfgraph.engine.files import newest, tree_bytes
+from lrfgraph.engine.files import members, newest, tree_bytes
 from lrfgraph.engine.leases import live
 from lrfgraph.engine.nodes import digest, is_key, key_of, parts_of
 from lrfgraph.engine.runs import RunRecord, list_runs, remove_run
@@ -159,7 +159,8 @@ def gc(
     """Remove entries not used for `older_than` seconds, then the least recently used until `max_size` bytes are left.
 
     Never removed: what a live or pinned run names, what is being computed, and `keep`. Interrupted attempts that
-    are older than `older_than` go too, and so do records of runs of which no entry is left.
+    are older than `older_than` go too, models and images that a program handed over that long ago, and records of runs
+    of which no entry is left.
     """
     if not dry_run:
         store.clean()
@@ -169,7 +170,7 @@ def gc(
     entries = list_entries(store)
     listed = {info.key for info in entries}
     # what cannot be read serves nobody, unless it is at this moment being replaced
-    broken = [key for key in keys_of(store) if key not in listed and not live(store.lease_path(key))]
+    broken = [key for key in keys_of(store) if key not in listed and not live(store.lease_path(key), store.stale_after)]
     going = {key: tree_bytes(str(store.folder(key))) for key in broken}
     total = sum(info.bytes for info in entries)
     for info in entries:
@@ -189,6 +190,7 @@ def gc(
         freed.over = max(0, total + sum(size for key, size in going.items() if key not in freed.keys) - max_size)
     if older_than is not None:
         _free_scratch(store, now - older_than, safe, freed, dry_run)
+        _free_given(store, now - older_than, freed, dry_run)
     gone = set(freed.keys)
     for run in runs:
         if not run.live and not run.pinned and not any(key in listed and key not in gone for key in run.keys):
@@ -299,6 +301,17 @@ def _free_scratch(store: Store, before: float, safe: Collection[str], freed: Fre
         freed.bytes += tree_bytes(str(home))
         if not dry_run:
             shutil.rmtree(home, ignore_errors=True)
+
+
+def _free_given(store: Store, before: float, freed: Freed, dry_run: bool) -> None:
+    """Remove files that a program handed over and that were not asked for since."""
+    for path in members(store.given):
+        with contextlib.suppress(OSError):
+            stat = path.stat()
+            if path.is_file() and stat.st_mtime < before:
+                freed.bytes += stat.st_size
+                if not dry_run:
+                    path.unlink()
 
 
 def _folders(folder: Path) -> Iterable[Path]:

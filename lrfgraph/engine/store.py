@@ -59,6 +59,11 @@ class Store:
     def __repr__(self) -> str:
         return f"Store({str(self.root)!r})"
 
+    @property
+    def given(self) -> Path:
+        """The folder of files that a program handed over, called by their content; no entry is in it."""
+        return self.root / "given"
+
     def folder(self, key: str) -> Path:
         """Return where the entry of a key lies, or would lie."""
         return Path(self._path(key))

@@ -30,6 +30,7 @@ __all__ = [
     "Shape",
     "channel_axis",
     "load",
+    "npz_bytes",
     "read_npz",
     "release",
     "source_digest",
@@ -206,6 +207,22 @@ def _read(options: DataOptions, base: Path, inputs: Inputs, classes: Sequence[st
             "function that has an array of each"
         )
     return _folder(path, options, next(iter(inputs.values()), ()), classes)
+
+
+def npz_bytes(path: Path) -> int:
+    """Return the bytes of a ``.npz`` file's arrays as they will lie in memory, 0 where that cannot be told."""
+    total = 0
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                with archive.open(name) as member:
+                    first = np.lib.format.read_magic(member) == (1, 0)
+                    read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+                    shape, _, dtype = read(member)
+                    total += dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return 0
+    return total
 
 
 def read_npz(path: Path) -> dict[str, Array]:

@@ -34,7 +34,7 @@ def own_measure(text: str) -> Measure:
     function = getattr(imported, name, None)
     if not callable(function):
         raise DataError(f"metric {text}: {module} has no function {name}")
-    return Measure(name, whole=lambda outputs, targets: _pseudo_values(function, text, outputs, targets))
+    return Measure(name, whole=lambda outputs, targets: _pseudo_values(function, text, outputs, targets), share=False)
 
 
 def _pseudo_values(function: Callable[..., Any], text: str, outputs: Array, targets: Array) -> Array:

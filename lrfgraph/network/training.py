@@ -200,7 +200,9 @@ class _Run:
         left = f", {spent / (done - start) * (total - done):.0f} s left" if done > start else ""
         last = self.history[-1] if self.history else {}
         first = next(iter(self.head.measures))
-        score = f", validation {100 * last[first]:.2f} %" if first in last else ""
+        share = self.head.measures[first].share
+        value = f"{last[first]:.2%}" if share and first in last else f"{last.get(first, 0):.5g}"
+        score = f", validation {value}" if first in last else ""
         self.progress(done, total, f"epoch {done // self.steps + 1} of {self.options.epochs}{score}{left}")
 
     def _compiled_step(self) -> Callable[[Any, Any, Any], Any]:

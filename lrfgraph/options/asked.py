@@ -65,6 +65,18 @@ class Asked:
             raise RecipeError(f"{key} is said twice, received {values}; leave one of them out")
         return replace(self, recipe=recipe, origins={**self.origins, key: None})
 
+    def with_own(self, settings: Iterable[str], name: str) -> Asked:
+        """Add what a command, of this name, says itself; raises RecipeError where its caller says otherwise."""
+        asked = self
+        for setting in settings:
+            key, _, value = setting.partition("=")
+            own = asked.recipe.with_option(key, value)
+            if asked.here(key) and own != asked.recipe:
+                values = f"{literal(key, own)}, received {literal(key, asked.recipe)}"
+                raise RecipeError(f"{name} is with {key} = {values}; leave it out, or use run")
+            asked = replace(asked, recipe=own, origins={**asked.origins, key: None})
+        return asked
+
     def here(self, key: str) -> bool:
         """Whether the command line says an option."""
         return key in self.origins and self.origins[key] is None

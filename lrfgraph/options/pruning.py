@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from lrfgraph.options.option import SET, Section, option
 from lrfgraph.options.values import NAMES, NUMBER, SWITCH, TEXT
 
-__all__ = ["ALONE", "UNREAD", "PruneOptions"]
+__all__ = ["ALONE", "SHARES", "UNREAD", "PruneOptions"]
 
 WITH_PRUNING = {"prune.method": SET}
 WITHOUT_SHARE = WITH_PRUNING | {"prune.keep": None}
 
 UNREAD = ("explore", "similarity", "select")
 """Sections that are not read where channels are pruned and nothing is factorized."""
+SHARES = ("params", "macs", "score")
+"""Options that have a flag, by this name, where nothing else is done."""
 ALONE = ("prune.method=fbp", "prune.alone=true")
 """What asks for that."""
 

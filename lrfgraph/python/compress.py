@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -35,19 +36,18 @@ def compress(model: Any, images: Any = None, *, recipe: Any = None, progress: bo
     Models and arrays are kept in the cache by their content: a second call computes what is new in it. Results are
     written where ``out`` says; without it they are in the `Result` alone.  Raises LrfError for what the user can mend.
     """
-    return _compress(model, images, recipe, progress, options, {})
+    return _compress(model, images, recipe, progress, options)
 
 
 def prune(model: Any, images: Any = None, *, recipe: Any = None, progress: bool = True, **options: Any) -> Result:
     """Remove whole channels of a network and factorize nothing; arguments and result are those of `compress`."""
-    always = dict(setting.split("=") for setting in ALONE)
-    return _compress(model, images, recipe, progress, options, always)
+    return _compress(model, images, recipe, progress, options, ALONE)
 
 
 def _compress(
-    model: Any, images: Any, recipe: Any, progress: bool, options: dict[str, Any], always: dict[str, Any]
+    model: Any, images: Any, recipe: Any, progress: bool, options: dict[str, Any], own: Sequence[str] = ()
 ) -> Result:
-    with question(model, images, recipe, options, always) as (path, asked), ExitStack() as stack:
+    with question(model, images, recipe, options, own) as (path, asked), ExitStack() as stack:
         listener = stack.enter_context(Progress()) if progress else None
         out = asked.recipe.run.out
         return carry_out(path, asked, Path(out) if out else None, on_event=listener)
@@ -55,11 +55,11 @@ def _compress(
 
 def plan(model: Any, images: Any = None, *, recipe: Any = None, **options: Any) -> tuple[Driver, bool]:
     """Look up what `compress` with these arguments would run and reuse; see `api.plan`."""
-    with question(model, images, recipe, options, {}) as (path, asked):
+    with question(model, images, recipe, options) as (path, asked):
         return api.plan(path, asked.recipe, base=asked.folder)
 
 
 def inspect(model: Any, *, recipe: Any = None, **options: Any) -> Network:
     """Read a model and return what is in it; options as those of `compress`."""
-    with question(model, None, recipe, options, {}) as (path, asked):
+    with question(model, None, recipe, options) as (path, asked):
         return api.inspect(path, asked.recipe)

@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfgraph.engine.nodes import digest
+from lrfgraph.engine.store import Store
 from lrfgraph.errors import DataError, ModelError, StoreError
 from lrfgraph.images.functions import join_elements, named_arrays
 from lrfgraph.images.naming import Inputs
 from lrfgraph.network.opening.archive import model_digest
 from lrfgraph.network.opening.writing import custom_names, is_keras_model, write_model
 
-__all__ = ["FOLDER", "images_file", "is_path", "model_file"]
-
-FOLDER = "given"
-"""Of the cache, where these files lie."""
+__all__ = ["images_file", "is_path", "model_file"]
 
 
 def is_path(value: Any) -> bool:
@@ -48,7 +46,7 @@ def model_file(model: Any, cache: Path) -> tuple[Path, tuple[str, ...]]:
         write_model(model, partial)
         name = re.sub(r"[^A-Za-z0-9_.+-]", "_", str(model.name))[:40]
         path = folder / f"{name}-{model_digest(partial)[:12]}.keras"
-        if not path.exists():
+        if not _there(path):
             partial.replace(path)
     return path, custom
 
@@ -71,7 +69,7 @@ def images_file(images: Any, inputs: Callable[[], Inputs], cache: Path) -> str:
             raise DataError(f"images: {name} must hold numbers; received {_kind(images)}")
     with _writing(cache, ".npz") as (folder, partial):
         path = folder / f"images-{_digest_of(arrays)[:12]}.npz"
-        if not path.exists():
+        if not _there(path):
             with partial.open("wb") as file:
                 np.savez(file, allow_pickle=False, **arrays)
             partial.replace(path)
@@ -81,13 +79,21 @@ def images_file(images: Any, inputs: Callable[[], Inputs], cache: Path) -> str:
 @contextmanager
 def _writing(cache: Path, suffix: str) -> Iterator[tuple[Path, Path]]:
     """Give the folder, and a file of one's own in it that may be left there; raises StoreError."""
-    folder = cache.absolute() / FOLDER
+    folder = Store(cache).given
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".") as own:
             yield folder, Path(own) / f"partial{suffix}"
     except OSError as error:
         raise StoreError(f"cache {cache} cannot be written ({error.strerror}); use --cache DIR") from None
+
+
+def _there(path: Path) -> bool:
+    """Whether a file was given before; it then is as new as this call."""
+    with suppress(FileNotFoundError):
+        os.utime(path)
+        return True
+    return False
 
 
 def _digest_of(arrays: Mapping[str, NDArray[Any]]) -> str:

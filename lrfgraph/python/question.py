@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from lrfgraph.errors import RecipeError
 from lrfgraph.images.naming import Inputs
 from lrfgraph.options.asked import Asked
 from lrfgraph.options.option import Option, is_unknown
+from lrfgraph.options.pruning import SHARES, UNREAD
 from lrfgraph.options.recipe import OPTIONS, Recipe
 from lrfgraph.python.objects import images_file, is_path, model_file
 from lrfgraph.run.stages import inputs_of
@@ -28,28 +29,35 @@ WORDS: Mapping[str, Option] = {
 }
 """The options that are keywords of their own, by name: those with a flag on the command line."""
 
+WORDS_OF_PRUNE = {word: option for word, option in WORDS.items() if option.section not in UNREAD} | {
+    name: OPTIONS[f"prune.{name}"] for name in SHARES
+}
+"""The same where channels are removed alone: shares are then those of ``[prune]``."""
+
 SOURCES = ("data.source", "data.val")
 """Options that may be arrays."""
 
 
 @contextmanager
 def question(
-    model: Any, images: Any, recipe: Any, words: Mapping[str, Any], always: Mapping[str, Any]
+    model: Any, images: Any, recipe: Any, words: Mapping[str, Any], own: Sequence[str] = ()
 ) -> Iterator[tuple[Path, Asked]]:
     """Give the model's file and what is asked for; while it is carried out, modules that it names are found.
 
-    words : sections with their options, and short options.  always : options that the call itself says.
+    words : sections with their options, and short options.  own : settings that the call itself says.
     Raises LrfError.
     """
     asked = replace(_recipe(recipe), spelling=_spelling)
-    values = dict(_options(words))
+    values = dict(_options(words, WORDS_OF_PRUNE if own else WORDS))
     if images is not None:
         if "data.source" in values:
             raise RecipeError("images are given twice, as images and as data; leave one of them out")
         values["data.source"] = images
     arrays = {key: values.pop(key) for key in SOURCES if values.get(key) is not None}
-    for key, value in {**values, **always}.items():
+    for key, value in values.items():
         asked = asked.with_value(key, os.fspath(value) if isinstance(value, os.PathLike) else value)
+    if own:
+        asked = replace(asked.with_own(own, "prune"), spelling=_spelling_of_prune)
     if not is_path(model) and asked.here("model.custom"):
         raise RecipeError("custom has no effect on a Keras model that is given itself; leave it out")
     cache = Path(asked.recipe.run.cache)
@@ -87,30 +95,36 @@ def _recipe(recipe: Any) -> Asked:
     return Asked(recipe)
 
 
-def _options(words: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _options(words: Mapping[str, Any], short: Mapping[str, Option]) -> Iterator[tuple[str, Any]]:
     """Yield the options that keywords say, by key, each once."""
     known: set[str] = set()
     for word, value in words.items():
-        for key, own in _of_word(word, value):
+        for key, own in _of_word(word, value, short):
             if key in known:
-                raise RecipeError(f"{key} is said twice, as {_spelling(key)} and in {key.partition('.')[0]}")
+                raise RecipeError(
+                    f"{key} is said twice, by itself and in {key.partition('.')[0]}; leave one of them out"
+                )
             known.add(key)
             yield key, own
 
 
-def _of_word(word: str, value: Any) -> Iterator[tuple[str, Any]]:
+def _of_word(word: str, value: Any, short: Mapping[str, Option]) -> Iterator[tuple[str, Any]]:
     if word in SECTIONS and isinstance(value, Mapping):
         yield from ((f"{word}.{name}", own) for name, own in value.items())
-    elif word in WORDS:
-        yield WORDS[word].key, value
+    elif word in short:
+        yield short[word].key, value
     elif word in SECTIONS:
         raise RecipeError(f"{word} must be a dictionary of options and values; received {value!r}")
     else:
-        raise RecipeError(f"keyword {word!r} {is_unknown(word, [*WORDS, *SECTIONS])}")
+        raise RecipeError(f"keyword {word!r} {is_unknown(word, [*short, *SECTIONS])}")
 
 
-def _spelling(key: str) -> str:
+def _spelling(key: str, short: Mapping[str, Option] = WORDS) -> str:
     """An option as a keyword."""
-    word = next((word for word, option in WORDS.items() if option.key == key), None)
+    word = next((word for word, option in short.items() if option.key == key), None)
     section, _, name = key.partition(".")
     return word or f"{section}=dict({name}=…)"
+
+
+def _spelling_of_prune(key: str) -> str:
+    return _spelling(key, WORDS_OF_PRUNE)

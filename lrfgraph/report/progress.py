@@ -6,6 +6,7 @@ Drawn on standard error, so that standard output holds results alone.
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from html import escape
 from typing import Any, Protocol
@@ -39,6 +40,7 @@ class Progress:
     def __init__(self) -> None:
         self.status = Status()
         self.display: Display | None = None
+        self.guard = threading.Lock()
         self.printed = time.monotonic()
 
     def __enter__(self) -> Progress:
@@ -55,7 +57,8 @@ class Progress:
 
     def __call__(self, event: Event) -> None:
         """Take note of an event, and show it."""
-        self.status.note(event, time.monotonic())
+        with self.guard:
+            self.status.note(event, time.monotonic())
         if event.kind == "reused":  # thousands, at once
             return
         if self.display is None:
@@ -64,7 +67,8 @@ class Progress:
 
     def line(self) -> str:
         """Where the run is at this moment."""
-        return self.status.line(time.monotonic())
+        with self.guard:  # a terminal's thread asks whenever it likes
+            return self.status.line(time.monotonic())
 
 
 def _display(progress: Progress) -> Display:

@@ -163,8 +163,13 @@ class _Bench:
                 return None
             return gain(outputs, rival, original, head_of(self.network.head, self.network.activation))
 
+        def kl(measured: Ref) -> float:
+            return float(self.driver.data(measured).get("kl", 0.0))
+
         def measure(decision: Decision) -> Ref:
             self._tell("trial", f"exchanging ranks between layers at {self._share(decision):.1%} of the {self._cost()}")
-            return self.evaluate(decision)
+            measured = self.evaluate(decision)
+            self._tell("outcome", f"KL to the original {kl(measured):.4f}")
+            return measured
 
-        return Judge(measure, lambda measured: float(self.driver.data(measured).get("kl", 0.0)), difference)
+        return Judge(measure, kl, difference)

@@ -20,6 +20,7 @@ from lrfgraph.engine.resolve import Resolution, resolve
 from lrfgraph.engine.runs import LiveRun
 from lrfgraph.engine.store import CorruptEntry, Store
 from lrfgraph.engine.workers import Workers
+from lrfgraph.errors import CapacityError
 from lrfgraph.options.recipe import Recipe
 from lrfgraph.run.steps import STEPS
 
@@ -57,7 +58,8 @@ class Driver:
     run, reused : nodes by kind.  seconds : wall time by stage.  lookups : of a dry run.
     damaged : entries that turned out damaged, and why.  unreadable : keys of those that a dry run came upon and leaves
     as they are.
-    guard : called once before anything of a stage is computed; raises where it cannot be.
+    guard : called once before anything of a stage is computed; raises CapacityError where it cannot be.
+    refused : what it said of a dry run.
     costs : what nodes take, by kind.
     """
 
@@ -78,6 +80,7 @@ class Driver:
     damaged: dict[str, str] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
     guard: Callable[[], None] | None = None
+    refused: str = ""
     costs: Costs = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -96,6 +99,7 @@ class Driver:
         self.run.clear()
         self.reused.clear()
         self.lookups.clear()
+        self.refused = ""
 
     def carry_out(self, stage: str, nodes: Sequence[Node]) -> dict[str, Ref]:
         """Carry out nodes and return their results by name; of the last stage, those of the kind to stop after."""
@@ -123,6 +127,12 @@ class Driver:
         resolution = resolve(nodes, STEPS, self.store, self.unreadable)
         self.lookups.append(Lookup(resolution, targets))
         needed = resolution.needed(targets)
+        if self.guard and not all(resolved.cached for resolved in needed):
+            guard, self.guard = self.guard, None
+            try:
+                guard()
+            except CapacityError as error:
+                self.refused = self.refused or str(error)
         for resolved in needed:
             (self.reused if resolved.cached else self.run)[resolved.node.step] += 1
         return {resolved.node.name: resolved.ref for resolved in needed}

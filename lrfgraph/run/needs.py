@@ -9,12 +9,14 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lrfgraph.engine.zarr_format import CHUNK_BYTES
 from lrfgraph.errors import CapacityError
+from lrfgraph.images.sources import npz_bytes
 from lrfgraph.layers.rows import positions_of
 from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.methods import METHODS
@@ -26,7 +28,7 @@ from lrfgraph.network.pruning.repairing import LIVE_BYTES
 from lrfgraph.network.recording import BATCH_BYTES, ROWS_IN_MEMORY
 from lrfgraph.network.recording import MOST as RECORDED_AT_ONCE
 from lrfgraph.network.repair.fit import images_for, rows_for
-from lrfgraph.options.recipe import Recipe
+from lrfgraph.options.recipe import DataOptions, Recipe
 from lrfgraph.run.driver import Driver
 from lrfgraph.run.state import Network, methods_of
 
@@ -66,7 +68,8 @@ class Need:
 @dataclass(frozen=True)
 class _Facts:
     """What the needs follow from.  calls : by layer, index of its first.  counts : images by split.  image : bytes
-    of one, as it came.  outputs : numbers the network puts out for one."""
+    of one, as it came.  outputs : numbers the network puts out for one.  source : bytes of all images and targets as
+    they lie in memory, 0 where nobody knows."""
 
     network: Network
     traffic: memory.Traffic
@@ -74,6 +77,7 @@ class _Facts:
     counts: Mapping[str, int]
     image: int
     outputs: int
+    source: int = 0
 
     @property
     def recipe(self) -> Recipe:
@@ -145,7 +149,7 @@ class _Use:
 def _data(facts: _Facts) -> _Use:
     counts = facts.counts
     kept = facts.image * (max(counts["calibration"], counts["repair"]) + counts["validation"])
-    source = kept + facts.image * (counts["train"] + counts["test"])
+    source = facts.source or kept + facts.image * (counts["train"] + counts["test"])
     disk = _in_chunks(facts.image, counts["calibration"]) + _in_chunks(facts.image, counts["validation"])
     disk += _in_chunks(facts.image, max(counts["repair"] - counts["calibration"], 0))
     return _Use(2 * source, min(kept + facts.image * counts["calibration"], IMAGES), disk)
@@ -293,13 +297,18 @@ def needs_of(driver: Driver, network: Network) -> list[Need]:
         counts = dict.fromkeys(SPLITS, 0) | {name: part["images"] for name, part in entry.data["parts"].items()}
         raws = [info for name, info in entry.manifest["arrays"].items() if name.startswith("calibration/x/")]
         image = sum(np.dtype(info["dtype"]).itemsize * prod(info["shape"][1:]) for info in raws)
-    facts = _facts(network, structure, counts, image)
+    facts = replace(_facts(network, structure, counts, image), source=_source_bytes(network.recipe.data, driver.base))
     there, result = START + 3 * facts.model, []
     for stage, use_of in NEEDS.items():
         use = use_of(facts)
         result.append(Need(stage, there + use.memory, use.disk, use.scratch))
         there += use.left
     return result
+
+
+def _source_bytes(options: DataOptions, base: Path) -> int:
+    """Bytes of the ``.npz`` files that are read; of folders and functions nobody knows before they are."""
+    return sum(npz_bytes(base / name) for name in (options.source, options.val) if name and (base / name).is_file())
 
 
 def _facts(network: Network, structure: Mapping[str, Any], counts: Mapping[str, int], image: int) -> _Facts:

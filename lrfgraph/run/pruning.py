@@ -173,11 +173,10 @@ def _adjust_node(network: Network, pruned: Node, curvatures: Mapping[str, Node])
 def check(options: PruneOptions, has_images: bool) -> None:
     """Raise where the recipe does not say how much is to go, or asks for what needs images without any."""
     if options.keep is None and options.params is None and options.macs is None:
-        raise ConfigurationError(
-            "pruning must be told how much stays, received nothing; give --keep, prune.params or prune.macs"
-        )
+        shares = "--params or --macs" if options.alone else "prune.params or prune.macs"
+        raise ConfigurationError(f"pruning must be told how much stays, received nothing; give --keep, {shares}")
     if SCORES[options.score].reads and not has_images:
         raise ConfigurationError(
             f"score {options.score} looks at activations, received no images; give some with --data, or take "
-            "--set prune.score=l1"
+            f"{'--score l1' if options.alone else '--set prune.score=l1'}"
         )

@@ -151,7 +151,8 @@ def _divided(driver: Driver, compression: Compression) -> Compression:
     if recipe.data.metric and not (data["parts"]["validation"]["labels"] or HEADS[network.head].own_input):
         where = recipe.data.val or recipe.data.source
         raise DataError(f"--metric {recipe.data.metric} needs targets, {where} has none of validation images")
-    return compression.noted(*data["notes"], network=network)
+    same = notes.same_images(data["identities"], recipe.data.val)
+    return compression.noted(*data["notes"], *same, network=network)
 
 
 def _calibration_count(network: Network) -> int:
@@ -336,7 +337,7 @@ def evaluate(driver: Driver, compression: Compression) -> Compression:
         stage: {part: driver.data(refs[stage, part]) for part in parts} for stage in models
     }
     compression = replace(compression, measured=measured)
-    return compression.noted(*notes.gap(measured["baseline"]))
+    return compression.noted(*notes.gap(measured["baseline"], percent=network.recipe.data.metric is None))
 
 
 def read_ahead(driver: Driver, compression: Compression) -> None:

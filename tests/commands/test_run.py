@@ -162,8 +162,11 @@ def test_a_measure_without_targets_is_refused(divided: Path, call: Call, monkeyp
     for metric, words in (
         ("my_measures:recall_of_small", "needs targets"),
         ("my_measures", "must be package.module:function"),
+        ("no_measures:recall", "there is no module no_measures"),
+        ("my_measures:recall", "my_measures has no recall"),
     ):
-        ended = call("run", DATA / "tiny_cnn.keras", "--data", "unlabelled.npz", *SMALL, "--metric", metric)
+        command = "plan" if "no_" in metric or metric.endswith("recall") else "run"
+        ended = call(command, DATA / "tiny_cnn.keras", "--data", "unlabelled.npz", *SMALL, "--metric", metric)
         assert ended.code == 2
         assert words in ended.err
         assert ended.err.count("\n") == 1
@@ -180,6 +183,11 @@ def test_validation_images_that_the_network_knows_are_named(
     assert sum("give images that it has not seen with --val" in note for note in known["warnings"]) == 1
     assert not any("--val" in note for note in fresh["warnings"])
     assert "validation: 50 images, the given validation part" in fresh["warnings"]
+    for source, split in (("images.npz", "test"), ("trained.npz", "train")):
+        with np.load(divided / "images.npz", allow_pickle=False) as loaded:
+            np.savez(divided / "trained.npz", x=loaded["x_train"], y=loaded["y_train"])
+        same = json.loads(call(*arguments[:-1], "data", "--val", source).out)["warnings"]
+        assert any(f"are the {split} images" in note for note in same)
     ended = call(*arguments, "--val", "fresh.npz", "--set", "data.validation=60")
     assert ended.code == 2
     assert "data.validation has no effect where data.val is" in ended.err

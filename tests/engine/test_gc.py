@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,16 @@ def test_gc_leaves_what_is_as_old_as_the_limit_and_as_large(store: Store) -> Non
     freed = gc(store, max_size=whole - 1)
     assert (freed.keys, freed.over) == ([next(iter(refs.values())).key], 0)
     assert gc(store).keys == []
+
+
+def test_gc_takes_a_broken_entry_whose_lease_is_stale_for_this_store(store: Store) -> None:
+    refs = fill(store)
+    key = refs["s0"].key
+    (store.folder(key) / "entry.json").unlink()
+    lease = Waiting(store.lease_path(key)).acquire()
+    assert lease is not None
+    assert gc(Store(store.root, stale_after=-1.0)).keys == [key]
+    lease.release()
 
 
 def test_gc_leaves_a_broken_entry_that_is_being_computed(store: Store) -> None:
@@ -101,3 +112,13 @@ def test_a_dry_run_changes_nothing(store: Store) -> None:
     assert gc(store, max_size=0, older_than=60).keys == planned.keys
     assert not any(path.exists() for path in (leftover, scratch))
     assert list_runs(store) == []
+
+
+def test_gc_takes_files_of_programs_that_nobody_asked_for_since(store: Store) -> None:
+    store.given.mkdir(parents=True)
+    for name, age in (("old.npz", 5000), ("young.npz", 0)):
+        (store.given / name).write_bytes(bytes(100))
+        os.utime(store.given / name, (time.time() - age,) * 2)
+    assert gc(store, older_than=3600, dry_run=True).bytes == 100
+    assert gc(store, older_than=3600).bytes == 100
+    assert [path.name for path in store.given.iterdir()] == ["young.npz"]

@@ -77,6 +77,12 @@ def test_other_values_are_refused(value: object, count: int, monkeypatch: pytest
         returned(value, monkeypatch)
 
 
+def test_a_function_that_gives_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, received in ((None, "None"), ((), "0 values"), ((X, None), "2 values")):
+        with pytest.raises(DataError, match=f"^data function mine:data gave {received}; give a dict of arrays"):
+            returned(value, monkeypatch)
+
+
 def test_a_tuple_of_numbers_is_one_array(monkeypatch: pytest.MonkeyPatch) -> None:
     made = returned({"x": X, "y": (0, 1, 2, 0, 1, 2)}, monkeypatch)
     assert made["y"].tolist() == [0, 1, 2, 0, 1, 2]

@@ -106,6 +106,21 @@ def test_a_search_has_a_front_and_validation_images_of_its_own(network: Any, arr
     assert "validation: 80 images, the given validation part" in result.summary["warnings"]
 
 
+def test_a_used_folder_keeps_nothing_of_an_earlier_run(network: Any, arrays: Mapping[str, Any], tmp_path: Path) -> None:
+    images, out = (arrays["x_train"], arrays["y_train"]), tmp_path / "out"
+    network.save(tmp_path / "model.h5")
+    result = lrfgraph.compress(tmp_path / "model.h5", images, out=out, **SMALL | {"epochs": 0})
+    of_ranks = {"hybrid.toml", "design_space.csv", "design_space.png", "layers.png"}
+    assert of_ranks < {file.name for file in out.iterdir()}
+    assert result.summary["factorized"]["file_bytes"] == (out / "compressed.h5").stat().st_size
+    options = {name: SMALL[name] for name in ("data", "scale", "progress")}
+    pruned = lrfgraph.prune(tmp_path / "model.h5", images, keep=0.5, epochs=0, out=out, **options)
+    assert not of_ranks & {file.name for file in out.iterdir()}
+    assert pruned.summary["repaired"]["file_bytes"] == (out / "compressed.h5").stat().st_size
+    assert pruned.summary["pruned"]["file_bytes"] is None  # it was never written in the original's format
+    assert "–" in next(line for line in str(pruned.table()).splitlines() if line.startswith("file"))
+
+
 @pytest.mark.parametrize("key", OPTIONS)
 def test_every_option_can_be_said(key: str) -> None:
     """In its section or, if it has a flag, by itself: both come to the same recipe, or to the same line."""
@@ -116,7 +131,7 @@ def test_every_option_can_be_said(key: str) -> None:
     answers = []
     for words in ways:
         try:
-            with question(MODEL, None, None, words, {}) as (_, asked):
+            with question(MODEL, None, None, words) as (_, asked):
                 answers.append(asked.recipe.value(key))
         except RecipeError as error:
             answers.append(str(error))
@@ -127,9 +142,9 @@ def test_every_option_can_be_said(key: str) -> None:
 def test_a_recipe_gives_way_to_keywords(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text("[explore]\nranks = 7\n[finetune]\nbatch = 9\n")
     for recipe in ("r.toml", {"explore": {"ranks": 7}}, lrfgraph.Recipe().with_option("explore.ranks", 7)):
-        with question(MODEL, None, recipe, {"explore": {"ranks": 5}}, {}) as (_, asked):
+        with question(MODEL, None, recipe, {"explore": {"ranks": 5}}) as (_, asked):
             assert asked.recipe.explore.ranks == 5
-        with question(MODEL, None, recipe, {}, {}) as (_, asked):
+        with question(MODEL, None, recipe, {}) as (_, asked):
             assert asked.recipe.explore.ranks == 7
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from lrfgraph.api import Compression, compress
 from lrfgraph.errors import OutputError
 from lrfgraph.options.recipe import Recipe
-from lrfgraph.report.design_space import CANDIDATE_COLUMNS, CONFIGURATION_COLUMNS, write_design_space
+from lrfgraph.report.design_space import CANDIDATE_COLUMNS, CONFIGURATION_COLUMNS, layers_figure, write_design_space
 from lrfgraph.report.pictures import draw_layers, write_picture
 from lrfgraph.selection.front import Point
 from lrfgraph.selection.problem import CandidateId, Decision
@@ -48,8 +49,6 @@ def test_every_candidate_is_a_row(outcome: Compression, tmp_path: Path) -> None:
 
 
 def test_measured_configurations_are_rows_and_news_are_drawn(outcome: Compression, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     parameters, macs = outcome.network.parameters, outcome.network.macs
     points = (Point(3, 0.8, parameters // 2, macs // 4, 1.5, 0.3, 0.9, 0.01, 0.02, Decision("", (), 1, 1)),)
     measured = {"baseline": {"validation": {"accuracy": 0.95}, "test": {"accuracy": 0.94}}}
@@ -82,6 +81,15 @@ def test_layers_are_drawn_before_and_after(tmp_path: Path) -> None:
     write_picture(draw_layers(layers), tmp_path / "layers.png")
     assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
     assert [file.name for file in tmp_path.iterdir()] == ["layers.png"]
+
+
+def test_bars_are_those_of_the_network_that_was_factorized(outcome: Compression) -> None:
+    labels = []
+    for compression in (outcome, replace(outcome, source=outcome.network)):
+        figure = layers_figure(compression)
+        assert figure is not None
+        labels.append([text.get_text() for text in figure.axes[0].get_legend().get_texts()])
+    assert labels == [["original", "compressed"], ["pruned", "compressed"]]
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(outcome: Compression, tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import DATA, Call, Finished
 
 from lrfgraph import api
 from lrfgraph.errors import CapacityError
+from lrfgraph.images.sources import npz_bytes
 from lrfgraph.options.recipe import Recipe
 from lrfgraph.run import needs as module
 from lrfgraph.run import stages
@@ -98,10 +100,24 @@ def test_a_run_that_does_not_fit_is_refused_in_one_line(call: Call, tmp_path: Pa
     assert "0.3 GB may be taken" in said.err
     assert "raise run.max_memory" in said.err
     assert not (tmp_path / "out").exists()
+    assert said.err.startswith("lrfgraph: data needs about")  # before anything of it is read
+    assert (
+        f"run would be refused: {said.err.removeprefix('lrfgraph: ')}"
+        in call("plan", *arguments, "--set", "run.max_memory=300MB").out
+    )
     plan = json.loads(call("plan", *arguments, "--json", "--set", "run.max_memory=300MB").out)
     assert plan["max_memory"] == 300_000_000
+    assert plan["refused"] in said.err
     assert [need["stage"] for need in plan["stages"]] == [stage for stage in NEEDS if stage != "prune"]
     assert all(need["memory"] > 300_000_000 for need in plan["stages"])
+
+
+def test_what_is_read_of_a_file_is_known_from_its_headers(tmp_path: Path) -> None:
+    arrays = {"x": np.zeros((500, 32, 32, 3), np.uint8), "y": np.zeros(500, np.int64)}
+    np.savez_compressed(tmp_path / "images.npz", **arrays)
+    assert npz_bytes(tmp_path / "images.npz") == sum(array.nbytes for array in arrays.values())
+    (tmp_path / "text.npz").write_text("none")
+    assert npz_bytes(tmp_path / "text.npz") == 0
 
 
 def test_what_is_cached_is_never_refused(finished: Finished, call: Call) -> None:

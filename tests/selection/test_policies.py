@@ -290,6 +290,14 @@ def test_energy_sees_weights_alone_and_uniform_cuts_all_layers_alike() -> None:
             assert candidate.distortion == min(c.distortion for c in fitting)
 
 
+def test_uniform_says_why_a_layer_without_candidates_is_kept() -> None:
+    made = problem(3)
+    bare = replace(made, layers=(*made.layers, LayerChoices("bare", 10, 10)))
+    for share in (0.8, 1):
+        choice = decide("uniform", bare, options(policy="uniform", params=share)).choices[-1]
+        assert choice.reason == "no candidate is cheaper than the layer"
+
+
 @pytest.mark.parametrize("name", ["budget", "uniform"])
 def test_a_policy_that_needs_a_budget_says_so(name: str) -> None:
     with pytest.raises(ConfigurationError, match=r"--params or --macs .*received none"):

@@ -9,6 +9,7 @@ import ast
 import importlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from lrfgraph.errors import ModelError
 from lrfgraph.network.opening.archive import one_line
 from lrfgraph.network.sources import LIBRARIES
 
-__all__ = ["Config", "as_dict", "code_digest", "custom_objects", "entries", "screen"]
+__all__ = ["Config", "absent", "as_dict", "code_digest", "custom_objects", "entries", "screen"]
 
 Config = dict[str, Any]
 
@@ -85,6 +86,35 @@ def code_digest(custom: Sequence[str]) -> str:
             texts[module] = path.read_text(encoding="utf-8", errors="replace")
             pending += _imported(texts[module], module, path.name == "__init__.py")
     return digest(texts)
+
+
+def absent(text: str) -> str:
+    """Say what is not there of ``package.module:Name``, ``""`` where it is, or may be; nothing is imported."""
+    module, _, name = text.partition(":")
+    if module in sys.modules:
+        return "" if hasattr(sys.modules[module], name) else f"{module} has no {name}"
+    path = _source_file(module)
+    if path is None:
+        top = module.partition(".")[0]
+        return "" if top in sys.modules or find_spec(top) else f"there is no module {module}"
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8", errors="replace"))
+    except SyntaxError as error:
+        return f"{path} is no Python ({error.msg}, line {error.lineno})"
+    dynamic = any(isinstance(node, ast.ImportFrom) and node.names[0].name == "*" for node in ast.walk(tree))
+    names = set(_bound(tree))
+    return "" if dynamic or name in names or "__getattr__" in names else f"{module} has no {name}"
+
+
+def _bound(tree: ast.Module) -> Iterator[str]:
+    """Yield the names that a module's statements bind, wherever they stand."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            yield from (alias.asname or alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
 
 
 def _source_file(module: str) -> Path | None:

@@ -27,7 +27,9 @@ def uniform(problem: Problem, options: SelectOptions) -> Decision:
 
     def choose(layer: LayerChoices, level: float) -> Choice:
         cheap = [c for c in layer.candidates if share(layer, c) <= level]
-        if level >= 1.0 or not layer.candidates:
+        if not layer.candidates:
+            return keep(layer, "no candidate is cheaper than the layer")
+        if level >= 1.0:
             return keep(layer, "every layer may keep all it has")
         if cheap:
             return take(min(cheap, key=lambda c: (c.distortion, c.parameters, c.method, c.rank)))
