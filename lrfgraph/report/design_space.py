@@ -15,7 +15,7 @@ from lrfgraph.layers.pieces import layer_cost
 from lrfgraph.layers.similarity import METRICS
 from lrfgraph.network.heads import in_percent, titles
 from lrfgraph.report.pictures import caption, draw_design_space, draw_layers, write_picture
-from lrfgraph.report.summary import layer_rows
+from lrfgraph.report.summary import front, layer_rows
 from lrfgraph.run.state import Compression
 
 if TYPE_CHECKING:
@@ -94,9 +94,10 @@ def configurations(compression: Compression) -> list[dict[str, Any]]:
                 "kl_validation": measures["validation"].get("kl"),
             }
         )
-    for number, point in enumerate(compression.points):
-        row: dict[str, Any] = {"name": f"point {number}", "parameters": point.parameters, "macs": point.macs}
-        row |= {"accuracy_validation": point.accuracy, "drop_validation": point.drop, "kl_validation": point.kl}
+    for number, point in enumerate(front(compression)):
+        row: dict[str, Any] = {name: point[name] for name in ("parameters", "macs", "chosen")}
+        row |= {"name": f"point {number}", "accuracy_validation": point["accuracy"]}
+        row |= {f"{name}_validation": point[name] for name in ("drop", "kl")}
         rows.append(row)
     for row in rows:
         if row["parameters"] is not None:

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lrfgraph.report.tables import TITLES
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -22,6 +24,9 @@ def draw_design_space(
     candidates: Sequence[Row], configurations: Sequence[Row], titles: Sequence[str], percent: bool = True
 ) -> Figure:
     """Draw, left, candidates by their share of the layer's parameters and MACs, and right, measured configurations.
+
+    The one that was chosen has a ring; the dashed line is what the original reaches. What was not repaired yet is left
+    out where it was repaired.
 
     candidates, configurations : rows of the tables of the same names.  titles : of the similarity and the measure.
     percent : whether that measure is a share of 1.
@@ -44,14 +49,28 @@ def draw_design_space(
     points = [
         row for row in configurations if row.get("accuracy_validation") is not None and row.get("parameters_share")
     ]
+    if any(row["name"] == "repaired" for row in points):  # far below, it would leave no room to tell the others apart
+        points = [row for row in points if row["name"] != "factorized"]
     heights = [(100 if percent else 1) * float(row["accuracy_validation"]) for row in points]
     for axis, (label, marker) in SHARES.items():
         right.scatter([row[axis] for row in points], heights, marker=marker, label=label)
+    baseline = next((height for row, height in zip(points, heights, strict=True) if row["name"] == "baseline"), None)
+    if baseline is not None:
+        right.axhline(baseline, color="#999999", linewidth=0.8, linestyle="--")
     for row, height in zip(points, heights, strict=True):
+        if row.get("chosen"):
+            ring = {"facecolors": "none", "edgecolors": "#d1495b", "label": "chosen"}
+            right.scatter([row["parameters_share"]], [height], s=120, **ring)
         if not row["name"].startswith("point"):
             place = (row["parameters_share"], height)
-            right.annotate(row["name"], place, xytext=(4, -10), textcoords="offset points", fontsize=8)
-    right.set(xlabel="share of the network kept", ylabel=f"{measure} on validation images{', %' if percent else ''}")
+            right.annotate(
+                TITLES.get(row["name"], row["name"]), place, xytext=(4, -10), textcoords="offset points", fontsize=8
+            )
+    right.set(
+        xscale="log",
+        xlabel="share of the network kept",
+        ylabel=f"{measure} on validation images{', %' if percent else ''}",
+    )
     right.set_title(f"{len(points)} measured configurations")
     right.legend(fontsize=8)
     return figure

@@ -142,7 +142,7 @@ class _Lines:
 
     def event(self) -> None:
         now = time.monotonic()
-        if now >= self.due:
+        if self.progress.status.stage and now >= self.due:  # what only looks at a model is no run
             self.progress.printed, self.due = now, now + EVERY
             print(f"lrfgraph: {self.progress.line()}", file=sys.stderr, flush=True)
 

@@ -22,7 +22,7 @@ from lrfgraph.run.state import kept_reason
 from lrfgraph.selection.configuration import write_configuration
 from lrfgraph.selection.problem import Choice
 
-__all__ = ["STAGES", "layer_rows", "result_folder", "summary", "write"]
+__all__ = ["STAGES", "front", "layer_rows", "result_folder", "summary", "write"]
 
 STAGES = ("baseline", "pruned", "factorized", "repaired", "finetuned")
 

@@ -162,8 +162,8 @@ def test_a_measure_without_targets_is_refused(divided: Path, call: Call, monkeyp
     for metric, words in (
         ("my_measures:recall_of_small", "needs targets"),
         ("my_measures", "must be package.module:function"),
-        ("no_measures:recall", "there is no module no_measures"),
-        ("my_measures:recall", "my_measures has no recall"),
+        ("no_measures:recall", "no_measures cannot be imported"),
+        ("my_measures:recall", "my_measures has no function recall"),
     ):
         command = "plan" if "no_" in metric or metric.endswith("recall") else "run"
         ended = call(command, DATA / "tiny_cnn.keras", "--data", "unlabelled.npz", *SMALL, "--metric", metric)

@@ -89,21 +89,21 @@ def code_digest(custom: Sequence[str]) -> str:
 
 
 def absent(text: str) -> str:
-    """Say what is not there of ``package.module:Name``, ``""`` where it is, or may be; nothing is imported."""
+    """Say what is not there of ``package.module:function``, ``""`` where it is, or may be; nothing is imported."""
     module, _, name = text.partition(":")
     if module in sys.modules:
-        return "" if hasattr(sys.modules[module], name) else f"{module} has no {name}"
+        return "" if hasattr(sys.modules[module], name) else f"{module} has no function {name}"
     path = _source_file(module)
     if path is None:
         top = module.partition(".")[0]
-        return "" if top in sys.modules or find_spec(top) else f"there is no module {module}"
+        return "" if top in sys.modules or find_spec(top) else f"{module} cannot be imported (there is no such module)"
     try:
         tree = ast.parse(path.read_text(encoding="utf-8", errors="replace"))
     except SyntaxError as error:
         return f"{path} is no Python ({error.msg}, line {error.lineno})"
     dynamic = any(isinstance(node, ast.ImportFrom) and node.names[0].name == "*" for node in ast.walk(tree))
     names = set(_bound(tree))
-    return "" if dynamic or name in names or "__getattr__" in names else f"{module} has no {name}"
+    return "" if dynamic or name in names or "__getattr__" in names else f"{module} has no function {name}"
 
 
 def _bound(tree: ast.Module) -> Iterator[str]:
