@@ -22,7 +22,10 @@ T = TypeVar("T")
 
 def _open(folder: Path) -> Store:
     store = Store(folder)
-    if not store.base.is_dir():
+    older = store.older()
+    if older:
+        print(f"note: {older}", file=sys.stderr)
+    if not store.base.is_dir() and not older:
         raise StoreError(f"{folder} is no cache of lrfgraph; name one with --cache DIR")
     return store
 

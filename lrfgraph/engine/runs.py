@@ -1,6 +1,6 @@
 """Run records: which entries a run stands on, so that nothing it still needs is thrown away.
 
-``v1/runs/<run>.json`` names the keys; a run is live while its lease beats, and kept for good while it is pinned.
+``v2/runs/<run>.json`` names the keys; a run is live while its lease beats, and kept for good while it is pinned.
 """
 
 from __future__ import annotations

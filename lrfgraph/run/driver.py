@@ -76,11 +76,16 @@ class Driver:
 
     @property
     def warnings(self) -> list[str]:
-        """What turned out damaged in the cache: a few by name, many as a number."""
+        """What lies unused or turned out damaged in the cache: a few by name, many as a number."""
+        older = [line] if (line := self.store.older()) else []
         each = [f"{name}: damaged in the cache ({why}); computed again" for name, why in self.damaged.items()]
         if len(each) <= MOST_NAMED:
-            return each
-        return [*each[:MOST_NAMED], f"{len(each) - MOST_NAMED} more were damaged in the cache and computed again"]
+            return older + each
+        return [
+            *older,
+            *each[:MOST_NAMED],
+            f"{len(each) - MOST_NAMED} more were damaged in the cache and computed again",
+        ]
 
     def restart(self) -> None:
         """Count anew: the stages are gone through once more."""
