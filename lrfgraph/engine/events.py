@@ -15,11 +15,12 @@ class Event:
 
     kind : ``reused`` (was in the cache), ``started``, ``finished`` (computed here), ``waited`` (another run
         computed it), ``progress`` (done of total, message; without a node: so many
-        of a step are about to run), ``discarded`` (a damaged entry, the message says why).
+        of a step are about to run), ``discarded`` (a damaged entry, the message says why), ``warning`` (of no
+        node; the message says what a person should know at once).
     node, step : whose.  seconds, bytes : what it cost.
     """
 
-    kind: Literal["reused", "started", "finished", "waited", "progress", "discarded"]
+    kind: Literal["reused", "started", "finished", "waited", "progress", "discarded", "warning"]
     node: str
     step: str
     seconds: float = 0.0

@@ -18,7 +18,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,6 +30,9 @@ from lrfgraph.engine.memory import BoundedCache, versions
 from lrfgraph.engine.nodes import Ref, Result, is_key, parts_of
 from lrfgraph.engine.scratch import Scratch, ownerless
 from lrfgraph.errors import StoreError
+
+if TYPE_CHECKING:
+    from lrfgraph.engine.remote import RemoteStore
 
 __all__ = ["FORMAT", "SYNC_SECONDS", "VERSION", "CorruptEntry", "Entry", "Store", "parse_manifest"]
 
@@ -49,10 +52,13 @@ class Store:
     """A cache folder; nothing is created before something is written.
 
     root : the cache folder.  stale_after : seconds after which a lease whose time stands still is taken over.
+    remote : what stands behind it; an entry that is missing here and has been seen there counts as being here.
     """
 
-    def __init__(self, root: Path | str, *, stale_after: float = leases.STALE_AFTER) -> None:
-        self.root, self.stale_after = Path(root).expanduser().absolute(), stale_after
+    def __init__(
+        self, root: Path | str, *, stale_after: float = leases.STALE_AFTER, remote: RemoteStore | None = None
+    ) -> None:
+        self.root, self.stale_after, self.remote = Path(root).expanduser().absolute(), stale_after, remote
         self.base = self.root / VERSION
         self._base = str(self.base)
 
@@ -86,7 +92,25 @@ class Store:
         try:
             return os.stat(f"{self._path(key)}/entry.json").st_mtime
         except OSError:
-            return None
+            return time.time() if self.remote and key in self.remote.known else None
+
+    def is_here(self, key: str) -> bool:
+        """Say whether the entry lies in this folder, whatever the remote has."""
+        return os.path.exists(f"{self._path(key)}/entry.json")
+
+    def look_up(self, keys: Iterable[str]) -> bool:
+        """Ask the remote for entries that are missing here; returns whether one of them is there."""
+        return self.remote is not None and self.remote.look_up(self, keys)
+
+    def bring(self, keys: Iterable[str]) -> None:
+        """Fetch entries that are missing here from the remote, many at once."""
+        if self.remote is not None:
+            self.remote.bring_all(self, (key for key in keys if not self.is_here(key)))
+
+    def flush(self) -> None:
+        """Wait until the remote has what was computed here; see `RemoteStore.flush`."""
+        if self.remote is not None:
+            self.remote.flush()
 
     def touch(self, key: str, last_use: float) -> None:
         """Note that an entry was used, at most once an hour; a read-only cache is left as it is."""
@@ -112,6 +136,8 @@ class Store:
                     return remembered
                 content = file.readall()
         except FileNotFoundError as error:
+            if self.remote is not None and self.remote.bring(self, key):
+                return self.manifest(key)
             raise CorruptEntry(key, "the manifest is missing") from error
         except OSError as error:
             raise CorruptEntry(key, f"the manifest cannot be read ({error.strerror})") from error
@@ -192,7 +218,24 @@ class Store:
                 self._publish(temporary, key, seconds > SYNC_SECONDS)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+        if self.remote is not None:
+            self.remote.put(self, key)
         return len(content) + int(str(manifest["bytes"]))
+
+    def adopt(self, key: str, fill: Callable[[Path], None], flush: bool) -> None:
+        """Publish an entry that comes from elsewhere, whole and verified.
+
+        fill : writes its files into a folder, and the manifest last.  flush : have the disk take it first.
+        """
+        with self.writing(key):
+            temporary = self._temporary()
+            try:
+                fill(temporary)
+                if flush:
+                    flush_tree(temporary)
+                self._publish(temporary, key, flush)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
 
     def discard(self, key: str) -> None:
         """Remove an entry, whatever state it is in; raises StoreError if the cache cannot be written."""
@@ -298,7 +341,7 @@ class Store:
             except OSError as error:
                 if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
                     raise
-                if self.has(key):
+                if self.is_here(key):
                     return
                 self.discard(key)
             else:

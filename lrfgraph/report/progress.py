@@ -40,7 +40,10 @@ class Progress:
     def __call__(self, event: Event) -> None:
         """Take note of an event; one of kind ``progress`` without a node says how many nodes a stage will compute."""
         step = event.step
-        if event.kind == "progress" and not event.node:
+        if event.kind == "warning":
+            self.pause()
+            print(f"note: {event.message}", file=sys.stderr, flush=True)
+        elif event.kind == "progress" and not event.node:
             self.expected[step] = self.done[step] + event.total
         elif event.kind == "reused":
             self.reused[step] += 1

@@ -51,6 +51,7 @@ class Driver:
     data start from.  live : the run's record, which keeps its entries from `cache gc`.
     only : the kind of node after which the run stops, while its last stage is carried out.
     run, reused : nodes by kind.  seconds : wall time by stage.  lookups : of a dry run.
+    told : what a person was told at once.
     damaged : entries that turned out damaged, and why.  unreadable : keys of those that a dry run came upon and leaves
     as they are.
     guard : called once before anything of a stage is computed; raises where it cannot be.
@@ -73,11 +74,12 @@ class Driver:
     damaged: dict[str, str] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
     guard: Callable[[], None] | None = None
+    told: list[str] = field(default_factory=list)
 
     @property
     def warnings(self) -> list[str]:
-        """What lies unused or turned out damaged in the cache: a few by name, many as a number."""
-        older = [line] if (line := self.store.older()) else []
+        """What was told at once, what lies unused in the cache, and what turned out damaged: a few by name."""
+        older = [*self.told, *([line] if (line := self.store.older()) else [])]
         each = [f"{name}: damaged in the cache ({why}); computed again" for name, why in self.damaged.items()]
         if len(each) <= MOST_NAMED:
             return older + each
@@ -134,6 +136,8 @@ class Driver:
             self.reused[event.step] += 1
         elif event.kind == "discarded":
             self.damaged.setdefault(event.node, event.message)
+        elif event.kind == "warning":
+            self.told.append(event.message)
         if self.on_event:
             self.on_event(event)
 
