@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lrfgraph.engine.events import Event
-from lrfgraph.engine.exchange import finish
 from lrfgraph.engine.execute import healing
 from lrfgraph.engine.nodes import digest
-from lrfgraph.engine.remote import RemoteStore
 from lrfgraph.engine.runs import start_run
 from lrfgraph.engine.store import CorruptEntry, Store
 from lrfgraph.engine.tasks import warnings_of
@@ -65,7 +63,10 @@ def compress(
         with start_run(store, run_name(model, identity, recipe)) as live:
             driver = Driver(recipe, store, Path(model), identity, Path(base), on_event, workers=workers, live=live)
             compression = healing(store, lambda: _carry_out(driver, on_baseline), driver.note)
-            finish(store, live.record)
+            if store.remote is not None:
+                from lrfgraph.engine.exchange import finish
+
+                finish(store, live.record)
             for warning in warnings_of(store):
                 driver.note(warning)
             return compression
@@ -137,13 +138,17 @@ def inspect(
     check(recipe)
     store = store_of(recipe)
     driver = Driver(recipe, store, Path(model), stages.model_identity(Path(model), store), on_event=on_event)
-    return healing(store, lambda: stages.read_model(driver), driver.note)
+    network = healing(store, lambda: stages.read_model(driver), driver.note)
+    store.flush()
+    return network
 
 
 def store_of(recipe: Recipe) -> Store:
     """Return the cache that a recipe names, with the remote behind it; raises StoreError for what is no remote."""
     options, remote = recipe.run, None
     if options.remote is not None:
+        from lrfgraph.engine.remote import RemoteStore  # without one, a cached run is over before it is loaded
+
         remote = RemoteStore(options.remote, options.remote_readonly, options.remote_required)
     return Store(Path(options.cache), remote=remote)
 

@@ -32,8 +32,8 @@ __all__ = ["RemoteStore", "remote_store"]
 URL = re.compile(r"(s3|gs|az|file)://[^\s?#]+")
 AT_ONCE = 16
 """Requests that are on their way at the same time."""
-CONNECT, SILENCE, RETRIES = 5.0, 30.0, 3
-"""Seconds until a connection stands, seconds without a byte, and how often a request is tried again."""
+CONNECT, SILENCE, WHOLE, RETRIES = 5.0, 30.0, 600.0, 3
+"""Seconds until a connection stands, without a byte, and of a whole request; how often one is tried again."""
 BLOCK = 8 << 20
 
 T = TypeVar("T")
@@ -63,7 +63,8 @@ class RemoteStore:
         self._damaged: set[str] = set()
         self._notes: list[str] = []
         self._unput = 0
-        self._waiting: list[Future[None]] = []
+        self._waiting: set[Future[None]] = set()
+        self._failure: BaseException | None = None
         self._guard = threading.RLock()
         self._client: Any = None
         self._pool: ThreadPoolExecutor | None = None
@@ -207,18 +208,26 @@ class RemoteStore:
             self._unput += 1
             return
         with self._guard:
-            self._waiting = [one for one in self._waiting if not one.done() or one.exception()]
-            for one in self._waiting:
-                if one.done():
-                    one.result()  # raises
-            self._waiting.append(self._threads().submit(self._put, store, key))
+            if self._failure is not None:
+                raise self._failure
+            one = self._threads().submit(self._put, store, key)
+            self._waiting.add(one)
+        one.add_done_callback(self._was_put)
 
     def flush(self) -> None:
         """Wait until all entries are put; raises StoreError if one could not be and the remote is required."""
         with self._guard:
-            waiting, self._waiting = self._waiting, []
+            waiting = list(self._waiting)
         for one in waiting:
             one.result()
+        if self._failure is not None:
+            raise self._failure
+
+    def _was_put(self, one: Future[None]) -> None:
+        with self._guard:
+            self._waiting.discard(one)
+            if not one.cancelled() and self._failure is None:
+                self._failure = one.exception()
 
     def write(self, path: str, content: bytes) -> bool:
         """Put an object; returns whether it is there."""
@@ -265,7 +274,8 @@ class RemoteStore:
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown(wait=False, cancel_futures=True)
-        self._waiting, self.away, self._client = [], "", None
+        self._failure, self.away, self._client = None, "", None
+        self._waiting.clear()
         self.known.clear()
         self._damaged.clear()
 
@@ -350,7 +360,7 @@ def _open(url: str) -> Any:
     options: Any = {
         "connect_timeout": timedelta(seconds=CONNECT),
         "read_timeout": timedelta(seconds=SILENCE),
-        "timeout": timedelta(hours=1),  # of a whole request, however large
+        "timeout": timedelta(seconds=WHOLE),
         "allow_http": endpoint.startswith("http://"),
     }
     retry: Any = {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=SILENCE)}

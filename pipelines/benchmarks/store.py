@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -77,7 +78,8 @@ def main() -> None:
 
 def explore(name: str, given: argparse.Namespace, roots: dict[str, Path], folder: Path) -> dict[str, dict[str, Any]]:
     """Explore on empty caches, again and again in turns; then run and plan the same on the last of them."""
-    times: dict[str, dict[str, list[float]]] = {which: {"explore": [], "rerun": [], "plan": []} for which in roots}
+    kinds = "explore", "rerun", "plan", "rerun, of processors", "plan, of processors"
+    times: dict[str, dict[str, list[float]]] = {which: {kind: [] for kind in kinds} for which in roots}
     loaded, measured = {}, {}
     for turn in range(given.repeat):
         for which, root in roots.items():
@@ -86,9 +88,10 @@ def explore(name: str, given: argparse.Namespace, roots: dict[str, Path], folder
     for _ in range(given.repeat):
         for which, root in roots.items():
             command = command_of(name, given, folder / f"{name}-{which}-{given.repeat - 1}")
-            times[which]["rerun"].append(_run(root, "run", *command)[0])
-            seconds, loaded[which] = _run(root, "plan", *command)
-            times[which]["plan"].append(seconds)
+            for kind in ("rerun", "plan"):
+                seconds, busy, loaded[which] = _run(root, kind.removeprefix("re"), *command)
+                times[which][kind].append(seconds)
+                times[which][f"{kind}, of processors"].append(busy)
     for which in roots:
         cache = folder / f"{name}-{which}-{given.repeat - 1}" / "cache"
         seconds = {f"seconds, {what}": round(statistics.median(each), 2) for what, each in times[which].items()}
@@ -134,9 +137,10 @@ def plan_many(count: int, root: Path, cache: Path) -> float:
     return round(statistics.median(seconds), 2)
 
 
-def _run(root: Path, *command: str) -> tuple[float, str]:
-    """Run a command of lrfgraph; return its seconds from process start to end, and which large libraries it loaded."""
-    started = time.perf_counter()
+def _run(root: Path, *command: str) -> tuple[float, float, str]:
+    """Run a command of lrfgraph; return its seconds from process start to end, those of processors (which a busy
+    machine changes less), and which large libraries it loaded."""
+    started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-c", LOADED, *command],
         check=False,
@@ -148,7 +152,9 @@ def _run(root: Path, *command: str) -> tuple[float, str]:
     seconds = time.perf_counter() - started
     if done.returncode:
         raise SystemExit(done.stderr)
-    return seconds, done.stderr.rpartition("loaded:")[2].strip()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    busy = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return seconds, busy, done.stderr.rpartition("loaded:")[2].strip()
 
 
 def _environment(root: Path) -> dict[str, str]:

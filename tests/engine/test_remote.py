@@ -23,6 +23,7 @@ from lrfgraph.engine.exchange import finish, pull, push
 from lrfgraph.engine.execute import execute, healing
 from lrfgraph.engine.files import checksum
 from lrfgraph.engine.maintenance import fingerprints, keys_of, verify
+from lrfgraph.engine.memory import forget
 from lrfgraph.engine.nodes import Node, Ref, Result, digest
 from lrfgraph.engine.remote import RemoteStore
 from lrfgraph.engine.runs import list_runs, start_run
@@ -193,6 +194,30 @@ def test_where_it_is_required_its_absence_is_one_line(
         assert there.counts["finished"] == NODES
     finally:
         server.start()
+
+
+def test_one_that_never_answers_is_away(
+    tmp_path: Path, s3: str, server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRIES", 0)
+    monkeypatch.setattr(module, "SILENCE", 0.3)
+    here = Machine(tmp_path / "a", s3)
+    here.run(on_event=lambda event: setattr(server, "delay", 3.0 if here.counts["finished"] > 3 else 0.0))
+    assert here.counts["finished"] == NODES
+    assert len([line for line in here.told if "cannot be reached" in line]) == 1
+
+
+def test_what_is_damaged_here_is_fetched_and_not_computed(tmp_path: Path, url: str) -> None:
+    here = Machine(tmp_path / "a", url)
+    refs = here.run()
+    for file in here.store.base.glob("source/*/*/arrays.npz"):
+        file.write_bytes(bytes(file.stat().st_size))
+    forget()
+    again = Machine(tmp_path / "a", url)
+    healing(again.store, lambda: again.read_all(again.run()))
+    assert again.counts["finished"] == 0
+    assert verify(again.store).damaged == {}
+    again.read_all(refs)
 
 
 def test_a_slow_one_only_takes_longer(tmp_path: Path, s3: str, server: S3Server) -> None:
