@@ -14,6 +14,7 @@ from lrfgraph.engine.execute import healing
 from lrfgraph.engine.nodes import digest
 from lrfgraph.engine.runs import start_run
 from lrfgraph.engine.store import CorruptEntry, Store
+from lrfgraph.engine.tasks import warnings_of
 from lrfgraph.engine.workers import workers_for
 from lrfgraph.errors import ConfigurationError, DataError, StoreError
 from lrfgraph.layers.similarity import METRICS
@@ -33,7 +34,9 @@ from lrfgraph.run.state import Compression, Network
 from lrfgraph.run.steps import STEPS
 from lrfgraph.selection.policies import PUBLIC, policy_in_force
 
-__all__ = ["Compression", "Driver", "check", "compress", "inspect", "needs", "plan", "prune", "read", "run_name"]
+__all__ = [
+    "Compression", "Driver", "check", "compress", "inspect", "needs", "plan", "prune", "read", "run_name", "store_of",
+]  # fmt: skip
 
 
 def compress(
@@ -51,7 +54,7 @@ def compress(
     """
     recipe = recipe or Recipe()
     check(recipe)
-    store, options = Store(Path(recipe.run.cache)), recipe.run
+    store, options = store_of(recipe), recipe.run
     workers = workers_for(options.threads, options.workers, options.scheduler)
     try:
         identity = stages.model_identity(Path(model), store)
@@ -61,9 +64,18 @@ def compress(
             raise StoreError(f"cache {store.root} cannot be written ({error.strerror}); use --cache DIR") from None
         with start_run(store, run_name(model, identity, recipe)) as live:
             driver = Driver(recipe, store, Path(model), identity, Path(base), on_event, workers=workers, live=live)
-            return healing(store, lambda: _carry_out(driver, on_baseline), driver.note)
+            compression = healing(store, lambda: _carry_out(driver, on_baseline), driver.note)
+            if store.remote is not None:
+                from lrfgraph.engine.exchange import finish
+
+                finish(store, live.record)
+            for warning in warnings_of(store):
+                driver.note(warning)
+            return compression
     finally:
         workers.close()
+        if store.remote is not None:
+            store.remote.close()
 
 
 def prune(
@@ -85,7 +97,7 @@ def plan(model: str | Path, recipe: Recipe | None = None, *, base: str | Path = 
     """
     recipe = recipe or Recipe()
     check(recipe)
-    store = Store(Path(recipe.run.cache))
+    store = store_of(recipe)
     identity = stages.model_identity(Path(model), store, keep=False)
     driver = Driver(recipe, store, Path(model), identity, Path(base), dry=True)
     while True:
@@ -107,7 +119,7 @@ def needs(model: str | Path, recipe: Recipe | None = None, *, base: str | Path =
     Empty where the model has not been read yet; numbers of images that nobody has counted are taken from the recipe.
     """
     recipe = recipe or Recipe()
-    store = Store(Path(recipe.run.cache))
+    store = store_of(recipe)
     identity = stages.model_identity(Path(model), store, keep=False)
     driver = Driver(recipe, store, Path(model), identity, Path(base), dry=True)
     try:
@@ -133,9 +145,21 @@ def read(
     """Read a model, see `inspect`; returns, besides, the driver that has what was read."""
     recipe = recipe or Recipe()
     check(recipe)
-    store = Store(Path(recipe.run.cache))
+    store = store_of(recipe)
     driver = Driver(recipe, store, Path(model), stages.model_identity(Path(model), store), on_event=on_event)
-    return driver, healing(store, lambda: stages.read_model(driver), driver.note)
+    network = healing(store, lambda: stages.read_model(driver), driver.note)
+    store.flush()
+    return driver, network
+
+
+def store_of(recipe: Recipe) -> Store:
+    """Return the cache that a recipe names, with the remote behind it; raises StoreError for what is no remote."""
+    options, remote = recipe.run, None
+    if options.remote is not None:
+        from lrfgraph.engine.remote import RemoteStore  # without one, a cached run is over before it is loaded
+
+        remote = RemoteStore(options.remote, options.remote_readonly, options.remote_required)
+    return Store(Path(options.cache), remote=remote)
 
 
 def run_name(model: str | Path, identity: str, recipe: Recipe) -> str:

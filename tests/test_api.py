@@ -85,7 +85,7 @@ def test_two_parts_never_share_an_image(finished: Finished) -> None:
 
 def test_a_damaged_entry_is_computed_again_and_said_so(finished: Finished, tmp_path: Path) -> None:
     cache = shutil.copytree(finished.cache, tmp_path / "cache")
-    manifest = next((cache / "v1" / "describe").rglob("entry.json"))
+    manifest = next((cache / "v2" / "describe").rglob("entry.json"))
     manifest.write_bytes(manifest.read_bytes()[:-20])
     outcome = compress(MODEL, recipe(cache, run={"until": "select"}))
     assert outcome.decision is not None

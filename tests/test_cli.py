@@ -502,12 +502,12 @@ def test_cache_commands(finished: Finished, call: Call, tmp_path: Path) -> None:
     assert "would remove" in call("cache", "gc", "--max-size", "0", "--dry-run", *at).out
     assert "removed 0" not in call("cache", "rm", "--kind", "score", *at).out
     assert call("cache", "rm", name, *at).code == 0
-    assert not list((cache / "v1").glob("describe/*/*"))
+    assert not list((cache / "v2").glob("describe/*/*"))
 
 
 def test_verify_finds_a_flipped_byte_and_the_next_run_mends_it(finished: Finished, call: Call, tmp_path: Path) -> None:
     cache = shutil.copytree(finished.cache, tmp_path / "cache")
-    chunk = next((cache / "v1" / "record").rglob("rows/c.*"))
+    chunk = next((cache / "v2" / "record").rglob("rows/c.*"))
     content = bytearray(chunk.read_bytes())
     content[len(content) // 2] ^= 1
     chunk.write_bytes(content)

@@ -19,7 +19,7 @@ from conftest import DATA, Call, Finished
 def test_damaged_entries_are_computed_again_and_named_once(finished: Finished, call: Call, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     shutil.copytree(finished.cache, cache)
-    manifests = sorted((cache / "v1" / "score").glob("??/*/entry.json"))
+    manifests = sorted((cache / "v2" / "score").glob("??/*/entry.json"))
     assert len(manifests) > 8
     for path in manifests[:8]:
         path.write_bytes(path.read_bytes().replace(b'"parameters":', b'"parameters":1', 1))
@@ -40,7 +40,7 @@ def test_a_plan_counts_what_is_damaged_as_work_until_a_run_has_mended_it(
 ) -> None:
     cache = tmp_path / "cache"
     shutil.copytree(finished.cache, cache)
-    for path in (cache / "v1" / kind).glob("??/*/entry.json"):
+    for path in (cache / "v2" / kind).glob("??/*/entry.json"):
         path.write_bytes(path.read_bytes().replace(b'"created":', b'"created":1', 1))
     planned = call("plan", *finished.arguments, "--cache", cache, "--json")
     assert planned.code == 3, planned.err
@@ -73,7 +73,7 @@ def test_ctrl_c_ends_the_program_in_one_line(step: str, tmp_path: Path) -> None:
         text=True,
     )
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "cache" / "v1" / "leases").glob(f"{step}-*")):
+    while not list((tmp_path / "cache" / "v2" / "leases").glob(f"{step}-*")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""A cache as a person sees it: what is in it, whether it is sound, what can go."""
+"""A cache as a person sees it: what is in it, whether it is sound, what can go, what comes from elsewhere."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lrfgraph.engine import maintenance, runs
+from lrfgraph.engine import exchange, maintenance, runs
+from lrfgraph.engine.remote import RemoteStore
 from lrfgraph.engine.store import Store
 from lrfgraph.errors import StoreError
 from lrfgraph.options.values import parse_age, parse_bytes
 from lrfgraph.report.tables import age_text, bytes_text, columns, seconds_text
 
-__all__ = ["du", "gc", "ls", "pin", "rm", "verify"]
+__all__ = ["du", "gc", "ls", "pin", "pull", "push", "rm", "verify"]
 
 T = TypeVar("T")
 
 
 def _open(folder: Path) -> Store:
     store = Store(folder)
-    if not store.base.is_dir():
+    older = store.older()
+    if older:
+        print(f"note: {older}", file=sys.stderr)
+    if not store.base.is_dir() and not older:
         raise StoreError(f"{folder} is no cache of lrfgraph; name one with --cache DIR")
     return store
 
@@ -138,6 +142,30 @@ def _freed(freed: maintenance.Freed, dry_run: bool, as_json: bool) -> None:
         print(f"kept {freed.protected} entries that a run stands on")
     if freed.over:
         print(f"still {bytes_text(freed.over)} above the limit: what is left is in use")
+
+
+def push(folder: Path, run: str, url: str | None, *, as_json: bool = False) -> None:
+    """Put what a run stands on into the remote."""
+    _exchanged(exchange.push(_with_remote(_open(folder), url), run), "put", "in this cache", as_json)
+
+
+def pull(folder: Path, run: str, url: str | None, *, as_json: bool = False) -> None:
+    """Fetch what a run stands on from the remote."""
+    _exchanged(exchange.pull(_with_remote(Store(folder), url), run), "fetched", "in the remote", as_json)
+
+
+def _with_remote(store: Store, url: str | None) -> Store:
+    store.remote = RemoteStore(url, required=True) if url else None
+    return store
+
+
+def _exchanged(done: exchange.Exchange, verb: str, side: str, as_json: bool) -> None:
+    if as_json:
+        _print(asdict(done))
+        return
+    print(f"{verb} {done.entries} entries, {bytes_text(done.bytes)}; {done.there} were there already")
+    if done.absent:
+        print(f"{len(done.absent)} that the run names are not {side}, or damaged there")
 
 
 def pin(folder: Path, run: str, pinned: bool) -> None:

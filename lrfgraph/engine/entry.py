@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from lrfgraph.engine.arrays import PACKED, is_zarr, read_packed, read_zarr
 from lrfgraph.engine.memory import ARRAYS
-from lrfgraph.engine.zarr_format import decode
 from lrfgraph.errors import StoreError
 
 if TYPE_CHECKING:
@@ -61,16 +60,22 @@ class Entry:
         full, manifest = self.prefix + name, self.manifest
         if full not in manifest["arrays"]:
             raise KeyError(f"{manifest['name']} ({self.key}) has no array {full!r}; it has {self.names()}")
-        at = (str(self.store.root), self.key, manifest["digest"], full)
-        array: NDArray[Any] | None = ARRAYS.get(at)
-        if array is None:
-            try:
-                array = decode(manifest["arrays"][full], lambda chunk: self._read(f"{full}/{chunk}"))
-            except ValueError as error:
-                raise CorruptEntry(self.key, f"array {full} cannot be read ({error})") from error
-            array.flags.writeable = False
-            ARRAYS.put(at, array, array.nbytes)
-        return array
+        array: NDArray[Any] | None = ARRAYS.get(self._at(manifest, full))
+        if array is not None:
+            return array
+        try:
+            if is_zarr(full, manifest["files"]):
+                some = {full: read_zarr(self.store.folder(self.key), full, self._check)}
+            else:  # all at once: they lie in one file
+                some = read_packed(self._read(PACKED))
+        except (OSError, ValueError) as error:
+            raise CorruptEntry(self.key, f"array {full} cannot be read ({error})") from error
+        for own, value in some.items():
+            value.flags.writeable = False
+            ARRAYS.put(self._at(manifest, own), value, value.nbytes)
+        if full not in some:
+            raise CorruptEntry(self.key, f"{PACKED} lacks {full}")
+        return some[full]
 
     def file(self, name: str) -> Path:
         """Return the path of one file, its checksum verified; raises KeyError if there is none of this name."""
@@ -79,12 +84,18 @@ class Entry:
         self.store.check_file(self.key, f"files/{name}")
         return self.store.folder(self.key) / "files" / name
 
-    def _read(self, relative: str) -> NDArray[np.uint8]:
+    def _at(self, manifest: dict[str, Any], name: str) -> tuple[str, ...]:
+        return str(self.store.root), self.key, manifest["digest"], name
+
+    def _check(self, relative: str, content: bytes | None) -> None:
         if relative not in self.manifest["files"]:
             raise CorruptEntry(self.key, f"{relative} is missing")
+        self.store.check_file(self.key, relative, content)
+
+    def _read(self, relative: str) -> bytes:
         try:
-            content = np.fromfile(self.store.folder(self.key) / relative, np.uint8)
+            content = (self.store.folder(self.key) / relative).read_bytes()
         except OSError as error:
             raise CorruptEntry(self.key, f"{relative} cannot be read ({error.strerror})") from error
-        self.store.check_file(self.key, relative, content)
+        self._check(relative, content)
         return content

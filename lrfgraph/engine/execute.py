@@ -12,7 +12,7 @@ from lrfgraph.engine.nodes import Node, Ref, Step
 from lrfgraph.engine.resolve import Resolution, Resolved, resolve
 from lrfgraph.engine.runs import LiveRun
 from lrfgraph.engine.store import CorruptEntry, Store
-from lrfgraph.engine.tasks import JobOutcome, Work
+from lrfgraph.engine.tasks import JobOutcome, Work, warnings_of
 from lrfgraph.engine.workers import Graph, Job, Threads, Workers
 from lrfgraph.errors import Interrupted, StoreError
 
@@ -50,8 +50,11 @@ def execute(
     targets = None if targets is None else list(targets)
     strikes: Counter[str] = Counter()
     announced: set[str] = set()
+    finished: Counter[str] = Counter()
     while True:
         resolution = resolve(nodes, steps, store)
+        for warning in warnings_of(store):
+            listener(warning)
         for key, why in resolution.damaged.items():
             _discard(key, why, resolution=resolution, store=store, strikes=strikes, listener=listener)
         needed = resolution.needed(targets)
@@ -63,8 +66,11 @@ def execute(
             listener(Event("progress", "", step, total=count))
         if not missing:
             return {name: node.ref for name, node in resolution.nodes.items() if node.cached}
+        if any(finished[node.node.name] > STRIKES for node in missing):
+            raise StoreError(f"cache {store.root} does not get the results of its workers; give them a run.remote")
         store.clean()
         outcomes = _run(missing, steps, store, runner, announced=announced, listener=listener)
+        finished.update(event.node for outcome in outcomes for event in outcome.events)
         lost = {outcome.lost for outcome in outcomes if outcome.lost}
         for key, why in lost:
             _discard(key, why, resolution=resolution, store=store, strikes=strikes, listener=listener)

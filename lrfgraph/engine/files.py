@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ __all__ = [
 FULL = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
 
 
-def write(path: Path, buffers: list[Any]) -> tuple[int, str]:
+def write(path: Path, buffers: Iterable[Any]) -> tuple[int, str]:
     """Write buffers one after the other; return the bytes and the checksum."""
     state, size = hashlib.blake2b(digest_size=20), 0
     with open(path, "wb") as file:

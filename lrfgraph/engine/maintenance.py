@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from lrfgraph.engine.arrays import check_arrays
 from lrfgraph.engine.files import members, newest, tree_bytes
 from lrfgraph.engine.leases import live
 from lrfgraph.engine.nodes import digest, is_key, key_of, parts_of
@@ -128,7 +128,7 @@ def usage(store: Store) -> dict[str, Usage]:
 def verify(
     store: Store, *, remove_damaged: bool = False, progress: Callable[[int, int], None] | None = None
 ) -> Verified:
-    """Digest every file of every entry again, check its key, and open its arrays with zarr-python.
+    """Digest every file of every entry again, check its key, and open its arrays.
 
     remove_damaged : discard what is damaged, so that the next run computes it again.
     """
@@ -251,22 +251,11 @@ def _verify_entry(store: Store, key: str) -> int:
     present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     if extra := sorted(present - {"entry.json", *manifest["files"]}):
         raise CorruptEntry(key, f"it holds {extra[0]}, which nobody wrote there")
-    if manifest["arrays"]:
-        _open_with_zarr(key, folder, manifest["arrays"])
-    return int(manifest["bytes"])
-
-
-def _open_with_zarr(key: str, folder: Path, arrays: dict[str, Any]) -> None:
-    import zarr
-
     try:
-        group = zarr.open_group(folder, mode="r")
-        for name, info in arrays.items():
-            array = group[name]
-            if list(array.shape) != info["shape"] or str(array.dtype) != info["dtype"]:
-                raise CorruptEntry(key, f"array {name} is {array.dtype}{array.shape} instead of {info}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorruptEntry(key, f"zarr cannot open it ({error})") from error
+        check_arrays(folder, manifest["arrays"], manifest["files"])
+    except (OSError, ValueError) as error:
+        raise CorruptEntry(key, str(error)) from error
+    return int(manifest["bytes"])
 
 
 def _named(runs: Iterable[RunRecord]) -> set[str]:

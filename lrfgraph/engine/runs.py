@@ -1,6 +1,6 @@
 """Run records: which entries a run stands on, so that nothing it still needs is thrown away.
 
-``v1/runs/<run>.json`` names the keys; a run is live while its lease beats, and kept for good while it is pinned.
+``v2/runs/<run>.json`` names the keys; a run is live while its lease beats, and kept for good while it is pinned.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lrfgraph.engine.nodes import is_key
 from lrfgraph.engine.store import Store
 from lrfgraph.errors import StoreError
 
-__all__ = ["LiveRun", "RunRecord", "list_runs", "pin", "remove_run", "start_run"]
+__all__ = ["LiveRun", "RunRecord", "find_run", "list_runs", "pin", "record_run", "remove_run", "start_run"]
 
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,120}")
@@ -120,13 +120,13 @@ def list_runs(store: Store) -> list[RunRecord]:
 
 def pin(store: Store, name: str, pinned: bool = True) -> None:
     """Keep what a run stands on for good, or (``pinned=False``) no longer. Raises StoreError for an unknown run."""
-    record = _find(store, name)
+    record = find_run(store, name)
     _write(store, replace(record, pinned=pinned))
 
 
 def remove_run(store: Store, name: str) -> RunRecord:
     """Forget a run's record and return it; its entries stay. Raises StoreError if it is unknown or live."""
-    record = _find(store, name)
+    record = find_run(store, name)
     if record.live:
         raise StoreError(f"run {name!r} is going on at this moment; stop it first")
     with store.writing(f"runs/{name}"):
@@ -134,7 +134,17 @@ def remove_run(store: Store, name: str) -> RunRecord:
     return record
 
 
-def _find(store: Store, name: str) -> RunRecord:
+def record_run(store: Store, record: RunRecord) -> None:
+    """Write the record of a run that was not carried out here; a pin stays. Raises StoreError if it is live here."""
+    _check_name(record.name)
+    before = _read(store, _path(store, record.name))
+    if before and before.live:
+        raise StoreError(f"run {record.name!r} is going on at this moment; wait for its end")
+    _write(store, replace(record, pinned=bool(before and before.pinned)))
+
+
+def find_run(store: Store, name: str) -> RunRecord:
+    """Return a run's record; raises StoreError if there is none of this name."""
     _check_name(name)
     record = _read(store, _path(store, name))
     if record is None:

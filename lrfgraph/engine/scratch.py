@@ -1,6 +1,6 @@
 """Scratch: what an attempt at a key has got so far and would lose if it were interrupted.
 
-``v1/scratch/<kind>-<digest>/<attempt>/``. A folder belongs to one attempt in one process, whose name it carries,
+``v2/scratch/<kind>-<digest>/<attempt>/``. A folder belongs to one attempt in one process, whose name it carries,
 so that a process that was stopped and the one that took its place never write into each other's files. The next
 attempt at a key goes on from the newest one there is: it takes over a folder whose process is dead or has given
 up (renamed, which only one can), and copies that of a process which may be alive.

@@ -1,7 +1,7 @@
-"""The store: Zarr groups by key, published whole or not at all. The only place of cache I/O.
+"""The store: results by key, published whole or not at all. The only place of cache I/O.
 
-``<root>/v1/<kind>/<2 hex>/<digest>/`` is an entry: a Zarr 3 group, ``files/`` and, written last, the manifest
-``entry.json``. An entry is written under ``v1/tmp`` and renamed into its place, and never changed after that; of
+``<root>/v2/<kind>/<2 hex>/<digest>/`` is an entry: its arrays (`arrays`), ``files/`` and, written last, the manifest
+``entry.json``. An entry is written under ``v2/tmp`` and renamed into its place, and never changed after that; of
 two writers the second discards its copy. What took longer than `SYNC_SECONDS` to compute is flushed to disk
 before it is published; a cheaper entry that a power cut tears is found out by its checksums and computed again.
 Checksums are verified the first time a process reads a file, sizes every time.
@@ -18,23 +18,26 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lrfgraph.engine import leases
+from lrfgraph.engine.arrays import describe, write_arrays
 from lrfgraph.engine.entry import CorruptEntry, Entry
 from lrfgraph.engine.files import FULL, age, checksum, file_checksum, flush_one, flush_tree, members, tree_bytes, write
 from lrfgraph.engine.memory import BoundedCache, versions
 from lrfgraph.engine.nodes import Ref, Result, is_key, parts_of
 from lrfgraph.engine.scratch import Scratch, ownerless
-from lrfgraph.engine.zarr_format import describe, encode
 from lrfgraph.errors import StoreError
 
-__all__ = ["FORMAT", "SYNC_SECONDS", "CorruptEntry", "Entry", "Store"]
+if TYPE_CHECKING:
+    from lrfgraph.engine.remote import RemoteStore
 
-FORMAT = 1
+__all__ = ["FORMAT", "SYNC_SECONDS", "VERSION", "CorruptEntry", "Entry", "Store", "parse_manifest"]
+
+FORMAT = 2
+VERSION = f"v{FORMAT}"
 SYNC_SECONDS = 0.5
 USED_EVERY = 3600.0
 LEFTOVER_AGE = 86400.0
@@ -49,11 +52,14 @@ class Store:
     """A cache folder; nothing is created before something is written.
 
     root : the cache folder.  stale_after : seconds after which a lease whose time stands still is taken over.
+    remote : what stands behind it; an entry that is missing here and has been seen there counts as being here.
     """
 
-    def __init__(self, root: Path | str, *, stale_after: float = leases.STALE_AFTER) -> None:
-        self.root, self.stale_after = Path(root).expanduser().absolute(), stale_after
-        self.base = self.root / "v1"
+    def __init__(
+        self, root: Path | str, *, stale_after: float = leases.STALE_AFTER, remote: RemoteStore | None = None
+    ) -> None:
+        self.root, self.stale_after, self.remote = Path(root).expanduser().absolute(), stale_after, remote
+        self.base = self.root / VERSION
         self._base = str(self.base)
 
     def __repr__(self) -> str:
@@ -63,6 +69,16 @@ class Store:
     def given(self) -> Path:
         """The folder of files that a program handed over, called by their content; no entry is in it."""
         return self.root / "given"
+
+    def older(self) -> str:
+        """Return one line about entries of an earlier format that lie in the cache, ``""`` if there are none."""
+        names = [name for number in range(1, FORMAT) if (self.root / (name := f"v{number}")).is_dir()]
+        if not names:
+            return ""
+        listed = ", ".join(str(self.root / name) for name in names)
+        return (
+            f"cache {self.root} has entries of an earlier format, which are not read; remove {listed} to free the space"
+        )
 
     def folder(self, key: str) -> Path:
         """Return where the entry of a key lies, or would lie."""
@@ -81,7 +97,25 @@ class Store:
         try:
             return os.stat(f"{self._path(key)}/entry.json").st_mtime
         except OSError:
-            return None
+            return time.time() if self.remote and key in self.remote.known else None
+
+    def is_here(self, key: str) -> bool:
+        """Say whether the entry lies in this folder, whatever the remote has."""
+        return os.path.exists(f"{self._path(key)}/entry.json")
+
+    def look_up(self, keys: Iterable[str]) -> bool:
+        """Ask the remote for entries that are missing here; returns whether one of them is there."""
+        return self.remote is not None and self.remote.look_up(self, keys)
+
+    def bring(self, keys: Iterable[str]) -> None:
+        """Fetch entries that are missing here from the remote, many at once."""
+        if self.remote is not None:
+            self.remote.bring_all(self, (key for key in keys if not self.is_here(key)))
+
+    def flush(self) -> None:
+        """Wait until the remote has what was computed here; see `RemoteStore.flush`."""
+        if self.remote is not None:
+            self.remote.flush()
 
     def touch(self, key: str, last_use: float) -> None:
         """Note that an entry was used, at most once an hour; a read-only cache is left as it is."""
@@ -107,16 +141,16 @@ class Store:
                     return remembered
                 content = file.readall()
         except FileNotFoundError as error:
+            if self.remote is not None and self.remote.bring(self, key):
+                return self.manifest(key)
             raise CorruptEntry(key, "the manifest is missing") from error
         except OSError as error:
             raise CorruptEntry(key, f"the manifest cannot be read ({error.strerror})") from error
-        manifest = _parse_manifest(key, content)
+        manifest = parse_manifest(key, content)
         _manifests.put(at, manifest, 6 * len(content))
         return manifest
 
-    def check_file(
-        self, key: str, relative: str, content: NDArray[np.uint8] | None = None, *, again: bool = False
-    ) -> None:
+    def check_file(self, key: str, relative: str, content: bytes | None = None, *, again: bool = False) -> None:
         """Verify a file of an entry: its size, and the first time in this process (or `again`) its checksum.
 
         Raises CorruptEntry.
@@ -130,7 +164,7 @@ class Store:
             state = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
             if not again and _verified.get(path) == state:
                 return
-            actual = file_checksum(path) if content is None else checksum(content.data if content.size else b"")
+            actual = file_checksum(path) if content is None else checksum(content)
         except OSError as error:
             raise CorruptEntry(key, f"{relative} cannot be read ({error.strerror})") from error
         if actual != expected:
@@ -189,7 +223,24 @@ class Store:
                 self._publish(temporary, key, seconds > SYNC_SECONDS)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+        if self.remote is not None:
+            self.remote.put(self, key)
         return len(content) + int(str(manifest["bytes"]))
+
+    def adopt(self, key: str, fill: Callable[[Path], None], flush: bool) -> None:
+        """Publish an entry that comes from elsewhere, whole and verified.
+
+        fill : writes its files into a folder, and the manifest last.  flush : have the disk take it first.
+        """
+        with self.writing(key):
+            temporary = self._temporary()
+            try:
+                fill(temporary)
+                if flush:
+                    flush_tree(temporary)
+                self._publish(temporary, key, flush)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
 
     def discard(self, key: str) -> None:
         """Remove an entry, whatever state it is in; raises StoreError if the cache cannot be written."""
@@ -295,7 +346,7 @@ class Store:
             except OSError as error:
                 if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
                     raise
-                if self.has(key):
+                if self.is_here(key):
                     return
                 self.discard(key)
             else:
@@ -307,14 +358,7 @@ class Store:
 
 def _write_files(folder: Path, result: Result) -> dict[str, tuple[int, str]]:
     """Write arrays and move files into `folder`; returns size and checksum of each."""
-    files: dict[str, tuple[int, str]] = {}
-    folders = {""}
-    for relative, buffers in encode(result.arrays):
-        above = relative.rpartition("/")[0]
-        if above not in folders:
-            os.makedirs(folder / above, exist_ok=True)
-            folders.add(above)
-        files[relative] = write(folder / relative, buffers)
+    files = write_arrays(folder, result.arrays)
     for name, source in sorted(result.files.items()):
         if not name or "/" in name or name in (".", ".."):
             raise ValueError(f"names of files are plain, received {name!r}")
@@ -325,7 +369,8 @@ def _write_files(folder: Path, result: Result) -> dict[str, tuple[int, str]]:
     return files
 
 
-def _parse_manifest(key: str, content: bytes) -> dict[str, Any]:
+def parse_manifest(key: str, content: bytes) -> dict[str, Any]:
+    """Return a manifest that has been read; raises CorruptEntry unless it is what was written for this key."""
     # {"digest":"<40 hex>",<the rest>: every byte of the file is either compared or digested
     if (
         content[:11] != b'{"digest":"'

@@ -24,7 +24,7 @@ from lrfgraph.engine.scratch import Scratch
 from lrfgraph.engine.store import CorruptEntry, Store
 from lrfgraph.errors import StoreError
 
-__all__ = ["Context", "JobOutcome", "Local", "Work", "compute"]
+__all__ = ["Context", "JobOutcome", "Local", "Work", "compute", "warnings_of"]
 
 POLL = (0.002, 0.1)
 LONG = 0.5
@@ -53,6 +53,12 @@ class JobOutcome:
     lost: tuple[str, str] | None = None
     error: Exception | None = None
     idle: bool = False
+
+
+def warnings_of(store: Store) -> Iterator[Event]:
+    """Yield what the store's remote has to say and has not said yet."""
+    for note in store.remote.notes() if store.remote else ():
+        yield Event("warning", "", "", message=note)
 
 
 class Context(Protocol):
@@ -131,12 +137,15 @@ def compute(works: Sequence[Work], step: Step, context: Context, *before: JobOut
                 continue
             leases[work.key] = lease
         mine = [work for work in works if work.key in leases]
+        context.store.bring(ref.key for work in mine for ref in work.inputs.values())
         for work, result, seconds in _results(mine, step, context, scratches):
             event = _commit(work, step, result, seconds, context.store)
             scratches[work.key].remove()
             context.drops(leases.pop(work.key))
             events.append(event)
             context.emit(event)
+            for warning in warnings_of(context.store):
+                context.emit(warning)
     except CorruptEntry as error:
         return JobOutcome(tuple(events), lost=(error.key, error.why))
     except _StoppedError:

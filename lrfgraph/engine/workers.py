@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from typing import Any, Protocol
 
 from lrfgraph.engine.events import Event, Listener
@@ -18,7 +19,7 @@ from lrfgraph.engine.leases import Lease
 from lrfgraph.engine.nodes import Step
 from lrfgraph.engine.store import Store
 from lrfgraph.engine.tasks import JobOutcome, Local, Work, compute
-from lrfgraph.errors import ClusterError
+from lrfgraph.errors import ClusterError, StoreError
 
 __all__ = ["Cluster", "Graph", "Job", "Threads", "Workers", "one_blas_thread", "workers_for"]
 
@@ -231,9 +232,26 @@ def _tasks(graph: Graph, context: Any) -> dict[Any, Any]:
 
 def _compute(works: Sequence[Work], step: Step, context: Any, *before: JobOutcome) -> JobOutcome:
     if isinstance(context, Remote):
+        context.store = store_of_worker(context.store)
         with one_blas_thread():
-            return compute(works, step, context, *before)
+            outcome = compute(works, step, context, *before)
+        try:
+            context.store.flush()  # whoever reads it next may have another disk
+        except StoreError as error:
+            return replace(outcome, error=outcome.error or error)
+        return outcome
     return compute(works, step, context, *before)
+
+
+def store_of_worker(store: Store) -> Store:
+    """Return the store that a worker works in: where a remote is shared, its own folder if Dask's configuration there
+    names one (``lrfgraph.cache``, in the environment ``DASK_LRFGRAPH__CACHE``)."""
+    from dask import config
+
+    folder = config.get("lrfgraph.cache", None)
+    if store.remote is None or folder is None:
+        return store
+    return Store(folder, stale_after=store.stale_after, remote=store.remote)
 
 
 @contextlib.contextmanager

@@ -39,8 +39,8 @@ __all__ = [
 
 WITH_IMAGES = {"data.source": SET}
 HELD_OUT = {**WITH_IMAGES, "data.val": None}
-WITH_REPAIR = {"repair.enabled": True}
-WITH_TRAINING = {"finetune.epochs": SET}
+WITH_REPAIR, WITH_TRAINING = {"repair.enabled": True}, {"finetune.epochs": SET}
+WITH_REMOTE = {"run.remote": SET}
 CHOOSING = {"select.configuration": None}
 
 
@@ -286,6 +286,9 @@ class RunOptions(Section):
 
     SECTION = "run"
     cache: str = option("cache", PATH, "Folder of the cache", flag="--cache", looking=True)
+    remote: str | None = option(None, TEXT, "Object store behind the cache, as s3://…", flag="--remote", looking=True)
+    remote_readonly: bool = option(False, SWITCH, "Put nothing into the remote", looking=True, only_if=WITH_REMOTE)
+    remote_required: bool = option(False, SWITCH, "End where the remote is away", looking=True, only_if=WITH_REMOTE)
     out: str | None = option(None, PATH, "Folder for the results", flag="--out")
     workers: int = option(
         0,

@@ -57,6 +57,10 @@ class Progress:
 
     def __call__(self, event: Event) -> None:
         """Take note of an event, and show it."""
+        if event.kind == "warning":
+            self.pause()
+            print(f"note: {event.message}", file=sys.stderr, flush=True)
+            return
         with self.guard:
             self.status.note(event, time.monotonic())
         if event.kind == "reused":  # thousands, at once

@@ -56,6 +56,7 @@ class Driver:
     data start from.  live : the run's record, which keeps its entries from `cache gc`.
     only : the kind of node after which the run stops, while its last stage is carried out.
     run, reused : nodes by kind.  seconds : wall time by stage.  lookups : of a dry run.
+    told : what a person was told at once.
     damaged : entries that turned out damaged, and why.  unreadable : keys of those that a dry run came upon and leaves
     as they are.
     guard : called once before anything of a stage is computed; raises CapacityError where it cannot be.
@@ -81,6 +82,7 @@ class Driver:
     unreadable: dict[str, str] = field(default_factory=dict)
     guard: Callable[[], None] | None = None
     refused: str = ""
+    told: list[str] = field(default_factory=list)
     costs: Costs = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -88,11 +90,16 @@ class Driver:
 
     @property
     def warnings(self) -> list[str]:
-        """What turned out damaged in the cache: a few by name, many as a number."""
+        """What was told at once, what lies unused in the cache, and what turned out damaged: a few by name."""
+        older = [*self.told, *([line] if (line := self.store.older()) else [])]
         each = [f"{name}: damaged in the cache ({why}); computed again" for name, why in self.damaged.items()]
         if len(each) <= MOST_NAMED:
-            return each
-        return [*each[:MOST_NAMED], f"{len(each) - MOST_NAMED} more were damaged in the cache and computed again"]
+            return older + each
+        return [
+            *older,
+            *each[:MOST_NAMED],
+            f"{len(each) - MOST_NAMED} more were damaged in the cache and computed again",
+        ]
 
     def restart(self) -> None:
         """Count anew: the stages are gone through once more."""
@@ -149,6 +156,8 @@ class Driver:
             self.reused[event.step] += 1
         elif event.kind == "discarded":
             self.damaged.setdefault(event.node, event.message)
+        elif event.kind == "warning":
+            self.told.append(event.message)
         if self.on_event and event.kind == "progress" and not event.node:
             event = replace(event, seconds=self.pace(event.step) or 0.0)
         if self.on_event:

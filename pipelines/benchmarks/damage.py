@@ -196,12 +196,12 @@ def truncate(cache: Path) -> None:
 
 
 def forget(cache: Path) -> None:
-    for path in (cache / "v1").glob("decompose/??/*/entry.json"):
+    for path in (cache / "v2").glob("decompose/??/*/entry.json"):
         path.unlink()
 
 
 def garble(cache: Path) -> None:
-    for path in (cache / "v1").glob("score/??/*/entry.json"):
+    for path in (cache / "v2").glob("score/??/*/entry.json"):
         path.write_bytes(path.read_bytes().replace(b'"parameters":', b'"parameters":1', 1))
 
 
@@ -210,7 +210,7 @@ DAMAGE = {"bits flipped": flip, "chunks truncated": truncate, "manifests missing
 
 def chunks(cache: Path) -> Iterator[Path]:
     for kind in ("decompose", "factorize", "rebuild", "describe"):
-        for folder in (cache / "v1" / kind).glob("??/*"):
+        for folder in (cache / "v2" / kind).glob("??/*"):
             yield from (path for path in folder.rglob("*") if path.is_file() and path.name != "entry.json")
 
 

@@ -323,7 +323,7 @@ class Contents:
         from lrfgraph.engine.nodes import digest
 
         fresh = []
-        for path in self.cache.glob("v1/*/??/*/entry.json"):
+        for path in self.cache.glob("v2/*/??/*/entry.json"):
             manifest = json.loads(path.read_text(encoding="utf-8"))
             if manifest["key"] not in self.known:
                 fresh.append(manifest)

@@ -155,7 +155,7 @@ def checkpoint(cache: Path) -> int:
 
     import numpy as np
 
-    for path in (cache / "v1" / "scratch").glob("finetune-*/finetune.npz"):
+    for path in (cache / "v2" / "scratch").glob("finetune-*/finetune.npz"):
         with np.load(path, allow_pickle=False) as saved:
             return len(json.loads(saved["said"].tobytes())["history"])
     return 0

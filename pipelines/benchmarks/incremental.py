@@ -248,13 +248,13 @@ CASES: tuple[Callable[[Bench, argparse.Namespace], None], ...] = (
 
 def entries(cache: Path) -> set[str]:
     """Return the keys of all entries."""
-    found = (cache / "v1").glob("*/??/*/entry.json")
+    found = (cache / "v2").glob("*/??/*/entry.json")
     return {f"{path.parts[-4]}/{path.parts[-2]}" for path in found}
 
 
 def name_of(cache: Path, key: str) -> str:
     kind, _, name = key.partition("/")
-    manifest = (cache / "v1" / kind / name[:2] / name / "entry.json").read_text(encoding="utf-8")
+    manifest = (cache / "v2" / kind / name[:2] / name / "entry.json").read_text(encoding="utf-8")
     return str(json.loads(manifest)["name"])
 
 

@@ -74,7 +74,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
 
 def entries(cache: Path) -> set[str]:
     """Return the keys of all entries."""
-    return {f"{path.parts[-4]}/{path.parts[-2]}" for path in (cache / "v1").glob("*/??/*/entry.json")}
+    return {f"{path.parts[-4]}/{path.parts[-2]}" for path in (cache / "v2").glob("*/??/*/entry.json")}
 
 
 def computed(log: Path) -> list[str]:
@@ -93,7 +93,7 @@ def numbers(cache: Path, tuned: bool = False) -> dict[str, Any]:
     found = {}
     for key in sorted(entries(cache)):
         kind, _, name = key.partition("/")
-        folder = cache / "v1" / kind / name[:2] / name
+        folder = cache / "v2" / kind / name[:2] / name
         manifest = json.loads((folder / "entry.json").read_text(encoding="utf-8"))
         late = kind in TUNED or manifest["name"].startswith("finetuned/")
         if late and not tuned:

@@ -15,7 +15,7 @@ def test_a_size_is_the_same_in_a_recipe_and_on_the_command_line(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    (tmp_path / "v1").mkdir()
+    (tmp_path / "v2").mkdir()
     monkeypatch.setattr(maintenance, "gc", lambda store, max_size, **_: sizes.append(max_size) or Freed())
     cache.gc(tmp_path, text, None, True)
     assert sizes == [Recipe.from_text(f'[run]\nmax_memory = "{text}"\n').run.max_memory]

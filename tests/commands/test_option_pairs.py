@@ -20,8 +20,9 @@ from lrfgraph.selection.policies import PUBLIC
 from tests.options.another import another_value
 
 IMAGES = "data.source=images.npz"
-OTHERS = [key for key in OPTIONS if key != "data.source" and not key.startswith("prune.")]
-VALUES = {"select.policy": "budget", "data.image_size": "14x14"}
+OF_A_REMOTE = ["run.remote_readonly", "run.remote_required"]
+OTHERS = [key for key in OPTIONS if key != "data.source" and not key.startswith("prune.") and key not in OF_A_REMOTE]
+VALUES = {"select.policy": "budget", "data.image_size": "14x14", "run.remote": "s3://bucket/cache"}
 
 
 def setting(key: str) -> str:
@@ -99,6 +100,12 @@ NEED_IMAGES = {
     "select.probes",
     "select.refine",
 }
+
+
+@pytest.mark.parametrize("key", OF_A_REMOTE)
+def test_options_of_a_remote_need_a_remote(key: str) -> None:
+    assert verdict(setting(key)) == "!"
+    assert verdict(setting(key), setting("run.remote")) == "."
 
 
 @pytest.mark.parametrize("key", OTHERS)

@@ -51,7 +51,7 @@ def kill_at_random(cache: Path, kills: int, seed: int = 0, factors: int = 5) -> 
 def corrupt_at_random(cache: Path, number: int, seed: int = 0) -> list[str]:
     """Flip a bit, cut, lengthen, empty, swap or remove files of a cache, `number` of them; returns what was done."""
     rng, done = random.Random(seed), []
-    files = sorted(path for path in (cache / "v1").rglob("*") if path.is_file())
+    files = sorted(path for path in (cache / "v2").rglob("*") if path.is_file())
     for path in rng.sample(files, min(number, len(files))):
         content = bytearray(path.read_bytes())
         how = rng.choice(["flip", "flip", "cut", "grow", "empty", "remove", "zeros", "swap"])

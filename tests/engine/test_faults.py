@@ -86,7 +86,7 @@ def test_no_corruption_is_silent(tmp_path: Path, undisturbed: Store, seed: int) 
         assert found[name][0] == entry.data, done
         assert found[name][1 : 1 + len(entry.names())] == [entry.array(a).tobytes() for a in entry.names()], done
     assert any(event.kind in ("discarded", "finished") for event in said) or all("zarr.json" in one for one in done)
-    # verify sees what remains: metadata that only zarr-python reads
+    # verify sees what remains: metadata of groups, for other programs
     remaining = verify(store, remove_damaged=True).damaged
     assert all("zarr.json" in why for why in remaining.values())
     execute(grid(), STEPS, store)
@@ -97,16 +97,16 @@ def test_a_damaged_input_is_computed_again_in_the_middle(tmp_path: Path) -> None
     store = Store(tmp_path)
     refs = execute(grid(), STEPS, store)
     for name in ("s0", "p0", "c0/0"):
-        chunk = store.folder(refs[name].key) / "vector" / "c.0"
+        chunk = store.folder(refs[name].key) / "arrays.npz"
         chunk.write_bytes(bytes(chunk.stat().st_size))
     store.discard(refs["c0/0/score"].key)
     ARRAYS.clear()
     said: list[Event] = []
     execute(grid(), STEPS, store, on_event=said.append)
     assert [(e.node, e.message) for e in said if e.kind == "discarded"] == [
-        ("c0/0", "vector/c.0 is damaged (wrong checksum)"),
-        *(((name), "vector/c.0 is damaged (wrong checksum)") for name in ["s0"]),
-        *(((name), "vector/c.0 is damaged (wrong checksum)") for name in ["p0"]),
+        ("c0/0", "arrays.npz is damaged (wrong checksum)"),
+        *(((name), "arrays.npz is damaged (wrong checksum)") for name in ["s0"]),
+        *(((name), "arrays.npz is damaged (wrong checksum)") for name in ["p0"]),
     ]
     assert sorted(e.node for e in said if e.kind == "finished") == ["c0/0", "c0/0/score", "p0", "s0"]
 
@@ -125,7 +125,7 @@ def test_a_damaged_result_of_an_earlier_stage_is_for_the_driver(tmp_path: Path) 
 
     assert stages()
     refs = execute(first, STEPS, store)
-    chunk = store.folder(refs["s"].key) / "vector" / "c.0"
+    chunk = store.folder(refs["s"].key) / "arrays.npz"
     chunk.write_bytes(chunk.read_bytes()[:-1])
     ARRAYS.clear()
     for key in list(keys_of(store, "score")):
@@ -155,7 +155,7 @@ def test_a_disk_that_lies_is_given_up(tmp_path: Path) -> None:
     store = Store(tmp_path)
 
     def hurt(task: Task) -> Result:
-        for path in store.base.glob("source/*/*/vector/c.0"):
+        for path in store.base.glob("source/*/*/arrays.npz"):
             path.write_bytes(b"")
         return Result(data={"x": float(task.inputs["of"].array("vector")[0])})
 

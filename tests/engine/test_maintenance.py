@@ -53,11 +53,11 @@ def test_ls_and_du_agree_with_the_disk(store: Store) -> None:
 def test_verify_finds_what_reading_does_not(store: Store) -> None:
     refs = fill(store)
     assert verify(store).damaged == {}
-    metadata = store.folder(refs["s0"].key) / "vector" / "zarr.json"
+    metadata = store.folder(refs["s0"].key) / "arrays.zarr/deep/er/product/zarr.json"
     metadata.write_text(metadata.read_text().replace("float64", "float32"))
     (store.folder(refs["s1"].key) / "left.over").write_text("")
     (store.folder(refs["p0"].key) / "entry.json").unlink()
-    product = store.folder(refs["p1"].key) / "vector" / "c.0"
+    product = store.folder(refs["p1"].key) / "arrays.npz"
     stat = product.stat()
     product.write_bytes(bytes(stat.st_size))
     os.utime(product, ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -66,10 +66,10 @@ def test_verify_finds_what_reading_does_not(store: Store) -> None:
     assert report.entries == len(refs)
     assert seen[-1] == (len(refs), len(refs))
     assert report.damaged == {
-        refs["s0"].key: "vector/zarr.json is damaged (wrong checksum)",
+        refs["s0"].key: "arrays.zarr/deep/er/product/zarr.json is damaged (wrong checksum)",
         refs["s1"].key: "it holds left.over, which nobody wrote there",
         refs["p0"].key: "the manifest is missing",
-        refs["p1"].key: "vector/c.0 is damaged (wrong checksum)",
+        refs["p1"].key: "arrays.npz is damaged (wrong checksum)",
     }
     assert set(verify(store, remove_damaged=True).removed) == set(report.damaged)
     assert verify(store).entries == len(refs) - 4
@@ -312,7 +312,7 @@ def test_a_cache_that_is_a_link_is_a_cache(tmp_path: Path) -> None:
 def test_an_array_that_is_not_what_the_manifest_says_is_found(
     store: Store, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
-    """Both were written, and each is whole: only zarr-python sees that they disagree."""
+    """Both were written, and each is whole: only who opens the array sees that they disagree."""
     real, key = store_module.describe, f"toy/{digest('toy')}"
     monkeypatch.setattr(store_module, "describe", lambda array: real(array) | change)
     store.commit(key, Result(arrays={"x": np.zeros(3)}))

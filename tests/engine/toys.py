@@ -16,9 +16,9 @@ from lrfgraph.errors import DataError
 
 
 def source(task: Task) -> Result:
-    """A seeded vector and a matrix product (so that BLAS is in the game), plus a whole file."""
+    """A seeded vector and a matrix product (so that BLAS is in the game, and Zarr: it is large), plus a whole file."""
     rng = np.random.default_rng(int(task.params["seed"]))
-    matrix = rng.normal(size=(48, 48))
+    matrix = rng.normal(size=(192, 192))
     path = task.scratch() / "note.txt"
     path.write_text(f"seed {task.params['seed']}\n" * 20)
     return Result(
@@ -77,8 +77,8 @@ def slow(task: Task) -> Result:
 
 
 def big(task: Task) -> Result:
-    """An array larger than a small disk."""
-    return Result(arrays={"zeros": np.ones(int(task.params["bytes"]) // 8)})
+    """An array larger than a small disk, compressed too."""
+    return Result(arrays={"noise": np.random.default_rng(0).random(int(task.params["bytes"]) // 8)})
 
 
 STEPS = {
@@ -114,7 +114,7 @@ def expected(nodes: list[Node]) -> dict[str, np.ndarray]:
     for node in nodes:
         if node.step == "source":
             rng = np.random.default_rng(int(node.params["seed"]))
-            rng.normal(size=(48, 48))
+            rng.normal(size=(192, 192))
             vectors[node.name] = rng.normal(size=500)
         elif node.step in ("combine", "passes"):
             total = np.zeros(500)

@@ -207,7 +207,7 @@ def test_an_overwritten_file_changes_nothing_of_a_run_or_ends_it(tmp_path: Path)
             recipe_of(tmp_path / "overwritten", 1),
             on_event=lambda event: _damage(event, tmp_path / "overwritten" / "d.npz", arrays),
         )
-    assert not list((tmp_path / "overwritten" / "cache" / "v1").glob("finetune/*/*"))
+    assert not list((tmp_path / "overwritten" / "cache" / "v2").glob("finetune/*/*"))
 
 
 def _damage(event: Event, path: Path, arrays: dict[str, Any]) -> None:

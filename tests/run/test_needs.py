@@ -71,7 +71,7 @@ def test_disk_is_stated_as_it_is_used(finished: Finished, call: Call) -> None:
     plan = json.loads(call("plan", *finished.arguments, "--cache", finished.cache, "--json").out)
     stated = {need["stage"]: need["disk"] for need in plan["stages"]}
     for stage, kinds in {"data": ("data",), "explore": ("record", "curvature", "decompose", "ranks")}.items():
-        manifests = [file for kind in kinds for file in (finished.cache / "v1" / kind).rglob("entry.json")]
+        manifests = [file for kind in kinds for file in (finished.cache / "v2" / kind).rglob("entry.json")]
         used = sum(json.loads(file.read_text())["bytes"] for file in manifests)
         assert 0.75 < stated[stage] / used < 1.3, (stated[stage], used)
 

@@ -48,7 +48,7 @@ def test_an_entry_that_says_it_may_run_code_is_not_believed(call: Call, code: Pa
         tmp_path / "out",
     )
     assert call(*arguments, "--until", "select").code == 0
-    (manifest,) = (cache / "v1" / "describe").glob("??/*/entry.json")
+    (manifest,) = (cache / "v2" / "describe").glob("??/*/entry.json")
     craft(manifest.parent, code)
     ended = call(*arguments)
     assert ended.code == 2

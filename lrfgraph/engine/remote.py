@@ -1,0 +1,376 @@
+"""An object store behind the local one: what is missing here is fetched from there, what is computed is put there.
+
+The same paths as on disk, below the remote's URL; an entry's manifest is put last, and its put is the commit. What
+comes from there is checked like everything else, and a damaged entry counts as none: it is computed and put again.
+Local disk stays the working copy. Where the remote cannot be reached, the run goes on without it and says so once,
+or ends where it is `required`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lrfgraph.engine.entry import CorruptEntry
+from lrfgraph.engine.files import write
+from lrfgraph.engine.nodes import parts_of
+from lrfgraph.engine.store import SYNC_SECONDS, VERSION, parse_manifest
+from lrfgraph.errors import StoreError
+
+if TYPE_CHECKING:
+    from lrfgraph.engine.store import Store
+
+__all__ = ["RemoteStore", "remote_store"]
+
+URL = re.compile(r"(s3|gs|az|file)://[^\s?#]+")
+AT_ONCE = 16
+"""Requests that are on their way at the same time."""
+CONNECT, SILENCE, WHOLE, RETRIES = 5.0, 30.0, 600.0, 3
+"""Seconds until a connection stands, without a byte, and of a whole request; how often one is tried again."""
+BLOCK = 8 << 20
+
+T = TypeVar("T")
+
+
+@cache
+def remote_store(url: str, readonly: bool = False, required: bool = False) -> RemoteStore:
+    """Return the remote store at a URL: one for all that ask in this process."""
+    return RemoteStore(url, readonly, required)
+
+
+class RemoteStore:
+    """Entries in an object store; nothing is asked of it before something is looked for.
+
+    url : ``s3://bucket/prefix``, ``gs://…``, ``az://…`` or ``file:///folder``; credentials and endpoints are those of
+    the environment.  readonly : nothing is put there.  required : raise StoreError where it cannot be reached.
+    known : keys that were seen there and are not here.
+    Raises StoreError for another URL.
+    """
+
+    def __init__(self, url: str, readonly: bool = False, required: bool = False) -> None:
+        if not URL.fullmatch(url):
+            raise StoreError(f"run.remote is s3://BUCKET/PREFIX, gs://…, az://… or file:///FOLDER; received {url!r}")
+        self.url, self.readonly, self.required = url.rstrip("/"), readonly, required
+        self.known: set[str] = set()
+        self.away = ""
+        self._damaged: set[str] = set()
+        self._notes: list[str] = []
+        self._unput = 0
+        self._waiting: set[Future[None]] = set()
+        self._failure: BaseException | None = None
+        self._guard = threading.RLock()
+        self._client: Any = None
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return remote_store, (self.url, self.readonly, self.required)
+
+    # Reading --------------------------------------------------------------------------------------------------------
+
+    def look_up(self, store: Store, keys: Iterable[str]) -> bool:
+        """Ask for entries that are not here; returns whether one of them is there.
+
+        An entry that is all manifest (a score, a decision) comes with the question.
+        """
+        asked = [key for key in dict.fromkeys(keys) if key not in self.known and key not in self._damaged]
+        if not asked or self.away:
+            return False
+        answers = list(self._threads().map(lambda key: self._look_up(store, key), asked))
+        return any(answers)
+
+    def bring(self, store: Store, key: str) -> bool:
+        """Fetch an entry that is not here; returns whether there is one. Raises CorruptEntry for a damaged one."""
+        if key not in self.known and not self.look_up(store, [key]):
+            return False
+        if key in self.known:
+            self._fetch(store, key)
+        return True
+
+    def bring_all(self, store: Store, keys: Iterable[str]) -> None:
+        """Fetch entries side by side; what is damaged there is left to whoever reads it."""
+
+        def bring(key: str) -> None:
+            with suppress(CorruptEntry):
+                self.bring(store, key)
+
+        for _ in self._threads().map(bring, dict.fromkeys(keys)):
+            pass
+
+    def holding(self, keys: Iterable[str]) -> set[str]:
+        """Return those of some keys whose entry is there, its manifest sound."""
+
+        def holds(key: str) -> bool:
+            content = self.read(f"{_place(key)}/entry.json")
+            with suppress(CorruptEntry):
+                return content is not None and bool(parse_manifest(key, content))
+            return False
+
+        asked = list(dict.fromkeys(keys))
+        return {key for key, there in zip(asked, self._threads().map(holds, asked), strict=True) if there}
+
+    def runs(self) -> list[str]:
+        """Return the names of the runs whose record is there."""
+        import obstore
+
+        found = self._ask(lambda client: obstore.list(client, prefix=f"{VERSION}/runs").collect()) or ()
+        return sorted(Path(one["path"]).stem for one in found)
+
+    def read(self, path: str) -> bytes | None:
+        """Return an object, ``None`` where there is none or the remote is away."""
+        import_obstore()
+        import obstore
+
+        return self._ask(lambda client: bytes(obstore.get(client, path).bytes()))
+
+    def _look_up(self, store: Store, key: str) -> bool:
+        content = self.read(f"{_place(key)}/entry.json")
+        if content is None:
+            return False
+        try:
+            manifest = parse_manifest(key, content)
+        except CorruptEntry as error:
+            self._note_damage(error)
+            return False
+        if manifest["files"]:
+            with self._guard:
+                self.known.add(key)
+        else:
+            store.adopt(key, lambda folder: _write_manifest(folder, content), manifest["seconds"] > SYNC_SECONDS)
+        return True
+
+    def _fetch(self, store: Store, key: str) -> None:
+        content = self.read(f"{_place(key)}/entry.json")
+        if content is None:
+            with self._guard:
+                self.known.discard(key)
+            raise CorruptEntry(key, f"it is not in {self.url} any more")
+        try:
+            manifest = parse_manifest(key, content)
+            files: dict[str, tuple[int, str]] = manifest["files"]
+
+            def fill(folder: Path) -> None:
+                for relative, (size, expected) in files.items():
+                    self._download(key, relative, folder, (size, expected))
+                _write_manifest(folder, content)
+
+            with store.writing(key, int(manifest["bytes"])):
+                store.adopt(key, fill, manifest["seconds"] > SYNC_SECONDS)
+        except CorruptEntry as error:
+            if not self.away:
+                self._note_damage(error)
+            raise
+        with self._guard:
+            self.known.discard(key)
+
+    def _download(self, key: str, relative: str, folder: Path, expected: tuple[int, str]) -> None:
+        import obstore
+
+        if any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in relative.split("/")):
+            raise CorruptEntry(key, f"{relative!r} is no name of a file")
+        target = folder / relative
+        target.parent.mkdir(parents=True, exist_ok=True)
+        answer = self._ask(lambda client: obstore.get(client, f"{_place(key)}/{relative}"))
+        if answer is None:
+            raise CorruptEntry(key, f"{relative} is missing in {self.url}")
+        if write(target, self._blocks(key, answer)) != tuple(expected):
+            raise CorruptEntry(key, f"{relative} is damaged in {self.url}")
+
+    def _blocks(self, key: str, answer: Any) -> Iterator[Any]:
+        from obstore.exceptions import BaseError
+
+        try:
+            yield from answer.stream(min_chunk_size=BLOCK)
+        except BaseError as error:
+            self._leave(error)
+            raise CorruptEntry(key, f"{self.url} went away") from error
+
+    def _note_damage(self, error: CorruptEntry) -> None:
+        with self._guard:
+            self.known.discard(error.key)
+            if error.key not in self._damaged:
+                self._damaged.add(error.key)
+                self._notes.append(f"remote {self.url}: {error.key}: {error.why}; it is not used")
+
+    # Writing --------------------------------------------------------------------------------------------------------
+
+    def put(self, store: Store, key: str) -> None:
+        """Put an entry that is here, beside what goes on; `flush` waits for it."""
+        if self.readonly:
+            return
+        if self.away:
+            self._unput += 1
+            return
+        with self._guard:
+            if self._failure is not None:
+                raise self._failure
+            one = self._threads().submit(self._put, store, key)
+            self._waiting.add(one)
+        one.add_done_callback(self._was_put)
+
+    def flush(self) -> None:
+        """Wait until all entries are put; raises StoreError if one could not be and the remote is required."""
+        with self._guard:
+            waiting = list(self._waiting)
+        for one in waiting:
+            one.result()
+        if self._failure is not None:
+            raise self._failure
+
+    def _was_put(self, one: Future[None]) -> None:
+        with self._guard:
+            self._waiting.discard(one)
+            if not one.cancelled() and self._failure is None:
+                self._failure = one.exception()
+
+    def write(self, path: str, content: bytes) -> bool:
+        """Put an object; returns whether it is there."""
+        import_obstore()
+        import obstore
+
+        return self._ask(lambda client: obstore.put(client, path, content), writing=True) is not None
+
+    def _put(self, store: Store, key: str) -> None:
+        folder = store.folder(key)
+        try:
+            content = (folder / "entry.json").read_bytes()
+            files = parse_manifest(key, content)["files"]
+        except (OSError, CorruptEntry):
+            return  # it went meanwhile, or is not worth it
+        done = all(self._upload(folder / relative, f"{_place(key)}/{relative}") for relative in files)
+        if done and self.write(f"{_place(key)}/entry.json", content):
+            self._damaged.discard(key)
+        elif folder.is_dir():
+            with self._guard:
+                self._unput += 1
+
+    def _upload(self, path: Path, name: str) -> bool:
+        import obstore
+
+        return path.is_file() and self._ask(lambda client: obstore.put(client, name, path), writing=True) is not None
+
+    # Being there ----------------------------------------------------------------------------------------------------
+
+    def notes(self) -> list[str]:
+        """Return what a person should know and was not told yet."""
+        with self._guard:
+            notes, self._notes = self._notes, []
+            if self._unput and not self._waiting:
+                notes.append(
+                    f"remote {self.url}: {self._unput} entries were not put there; "
+                    "`lrfgraph cache push RUN` does it when it can be written"
+                )
+                self._unput = 0
+        return notes
+
+    def close(self) -> None:
+        """Give up what is not put yet, and forget what was seen: the next run asks again."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+        self._failure, self.away, self._client = None, "", None
+        self._waiting.clear()
+        self.known.clear()
+        self._damaged.clear()
+
+    def _threads(self) -> ThreadPoolExecutor:
+        with self._guard:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="lrfgraph-remote")
+            return self._pool
+
+    def _ask(self, request: Callable[[Any], T], writing: bool = False) -> T | None:
+        """Carry out a request; ``None`` if what is asked for is not there, or the remote is away."""
+        if self.away or (writing and self.readonly):
+            return None
+        from obstore.exceptions import BaseError, PermissionDeniedError
+
+        try:
+            client = self._opened()
+        except (BaseError, OSError, ValueError) as error:
+            self._leave(error)
+            return None
+        try:
+            return request(client)
+        except FileNotFoundError as error:
+            if writing:
+                self._leave(error)
+            return None
+        except PermissionError as error:
+            self._leave(error)
+        except PermissionDeniedError as error:
+            self._leave(error, only_writing=writing)
+        except (BaseError, ValueError) as error:
+            self._leave(error)
+        return None
+
+    def _leave(self, error: Exception, only_writing: bool = False) -> None:
+        reason = " ".join(str(error).split("\n")[0].split())[:300] or type(error).__name__
+        what = "written" if only_writing else "reached"
+        if self.required:
+            raise StoreError(f"remote {self.url} cannot be {what} ({reason}); run.remote_required is set") from error
+        with self._guard:
+            if self.away or (only_writing and self.readonly):
+                return
+            if only_writing:
+                self.readonly = True
+                self._notes.append(f"remote {self.url} cannot be written ({reason}); it is only read from here on")
+                return
+            self.away = reason
+            self.known.clear()
+            self._notes.append(f"remote {self.url} cannot be reached ({reason}); the run goes on without it")
+
+    def _opened(self) -> Any:
+        with self._guard:
+            if self._client is None:
+                client = _open(self.url)
+                import obstore
+
+                for _ in obstore.list(client, prefix=f"{VERSION}/none", chunk_size=1):  # a bucket that is not there
+                    break
+                self._client = client
+            return self._client
+
+
+def import_obstore() -> None:
+    """Raise StoreError in one line where the package is not installed."""
+    try:
+        import obstore  # noqa: F401
+    except ImportError:
+        raise StoreError("a remote needs the package obstore; pip install 'lrfgraph[remote]'") from None
+
+
+def _open(url: str) -> Any:
+    import_obstore()
+    from datetime import timedelta
+
+    from obstore.store import from_url
+
+    if url.startswith("file:"):
+        return from_url(url, mkdir=True)
+    endpoint = next(
+        (os.environ[name] for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if name in os.environ), ""
+    )
+    options: Any = {
+        "connect_timeout": timedelta(seconds=CONNECT),
+        "read_timeout": timedelta(seconds=SILENCE),
+        "timeout": timedelta(seconds=WHOLE),
+        "allow_http": endpoint.startswith("http://"),
+    }
+    retry: Any = {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=SILENCE)}
+    return from_url(url, client_options=options, retry_config=retry)
+
+
+def _place(key: str) -> str:
+    kind, name = parts_of(key)
+    return f"{VERSION}/{kind}/{name[:2]}/{name}"
+
+
+def _write_manifest(folder: Path, content: bytes) -> None:
+    write(folder / "entry.json", [content])
