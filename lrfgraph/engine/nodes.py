@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -134,7 +134,9 @@ class Step:
     version : raised by hand when the numbers change.  together : computes many nodes in one pass (all layers
     recorded in one run of the network); without it `compute` is called per node; it may yield its results one by
     one.  decides : its results are decisions (they set `Result.identity`); whoever reads one belongs to a later
-    stage, because its key is not known before the decision is.
+    stage, because its key is not known before the decision is.  small : of nodes that take no longer than the
+    bookkeeping around them, which ones share a task: those for which it returns the same. They are computed one by
+    one, without leases, since computing one twice costs less. ``None`` for a node that has a task of its own.
     """
 
     name: str
@@ -142,6 +144,11 @@ class Step:
     compute: Callable[[Task], Result]
     together: Callable[[list[Task]], Iterable[Result]] | None = None
     decides: bool = False
+    small: Callable[[Node], Hashable | None] | None = None
+
+    def shared(self, node: Node) -> Hashable | None:
+        """Return what nodes have in common that share a task as small ones, ``None`` for one that shares none."""
+        return self.small(node) if self.small is not None else None
 
 
 def components_of(node: Node, version: int, identities: Mapping[str, str]) -> dict[str, Any]:
