@@ -184,6 +184,8 @@ def _carry_out(driver: Driver, on_baseline: Callable[[Compression], None] | None
     compression = stages.describe(driver)
     for index, stage in enumerate(chain):
         driver.only = until if stage is chain[-1] else None
+        if driver.recipe.run.scheduler and not driver.dry:
+            driver.memory = {need.stage: need.memory for need in needs_of(driver, compression.network)}
         if stage.name != "data":
             driver.guard = _guard(driver, compression.network, [stage.name for stage in chain[index:]])
         compression = stage.carry_out(driver, compression)

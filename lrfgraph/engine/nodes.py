@@ -75,6 +75,8 @@ class Node:
     params : only what the step reads; JSON values.  inputs : by name, other nodes' names or finished results.
     locators : what a step must know to find its bytes but that does not change the result (a file's path);
         never part of the key.
+    memory : bytes of the process that computes it, where that is known; a cluster whose workers say how much they
+        have starts no more than fits. Never part of the key.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Node:
     params: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, str | Ref] = field(default_factory=dict)
     locators: Mapping[str, Any] = field(default_factory=dict)
+    memory: int = 0
 
 
 class Input(Protocol):

@@ -14,8 +14,8 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
 from lrfgraph.engine.events import Event, Listener
-from lrfgraph.engine.leases import Lease
 from lrfgraph.engine.nodes import Step
+from lrfgraph.engine.remote import Remote, check_versions, compare_workers, versions_here
 from lrfgraph.engine.store import Store
 from lrfgraph.engine.tasks import JobOutcome, Local, Work, compute
 from lrfgraph.errors import ClusterError
@@ -26,6 +26,9 @@ PATIENCE = 0.5
 GLANCE = 0.1
 REACH_SECONDS = 8.0
 LOOPBACK = "127.0.0.1"
+MEMORY = "MEMORY"
+"""The resource of Dask in which a worker says how many bytes of memory it has."""
+
 BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 
 _blas_guard = threading.Lock()
@@ -99,6 +102,7 @@ class Cluster:
         from distributed import as_completed
 
         client = self._start()
+        compare_workers(client)
         topic = f"lrfgraph-{uuid.uuid4().hex}"
         guard = threading.Lock()
 
@@ -110,7 +114,8 @@ class Cluster:
         outcomes: list[JobOutcome] = []
         futures: list[Any] = []
         try:
-            futures = client.get(_tasks(graph, Remote(store, topic)), list(graph), sync=False)
+            context = Remote(store, topic, versions_here())
+            futures = client.get(_tasks(graph, context), list(graph), sync=False, resources=_resources(graph, client))
             for _, outcome in as_completed(futures, loop=client.loop, with_results=True):
                 outcomes.append(outcome)
                 for event in outcome.events:
@@ -158,11 +163,32 @@ class Cluster:
                     dashboard_address=f"{LOOPBACK}:0",
                     memory_limit=0,
                     silence_logs=50,
+                    env=_environment(self.workers or 1),
                 )
             else:
                 _reach(self.scheduler)
             self._client = Client(self._cluster if self.scheduler is None else self.scheduler, set_as_default=False)
         return self._client
+
+
+def _environment(workers: int) -> dict[str, str]:
+    """Return what limits the threads inside a worker: processes side by side share the cores of this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {**dict.fromkeys(BLAS_VARIABLES, "1"), "TF_NUM_INTRAOP_THREADS": str(max(cores // workers, 1))}
+
+
+def _resources(graph: Graph, client: Any) -> Callable[[Any], dict[str, int]] | None:
+    """Return the memory that each task asks of its worker, ``None`` where no worker says how much it has.
+
+    What is larger than the largest worker asks for all of that one: it may be too much, yet nothing runs beside it.
+    """
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    most = max((int(worker.get("resources", {}).get(MEMORY, 0)) for worker in workers), default=0)
+    if not most:
+        return None
+    asked = {key: max(work.node.memory for work in works) for key, (_, works, _) in graph.items()}
+    needs = {key: {MEMORY: min(memory, most)} for key, memory in asked.items() if memory}
+    return lambda key: needs.get(key, {})
 
 
 def _reach(address: str) -> None:
@@ -194,32 +220,6 @@ def _reach(address: str) -> None:
     )
 
 
-class Remote:
-    """The context of a task on a worker of a cluster; it travels there with the task."""
-
-    def __init__(self, store: Store, topic: str) -> None:
-        self.store, self.topic = store, topic
-
-    def emit(self, event: Event) -> None:
-        if event.kind in ("finished", "waited"):
-            return  # the outcome brings it
-        from distributed import get_worker
-
-        get_worker().log_event(self.topic, {"event": vars(event)})  # distributed adds the worker beside it
-
-    def stopped(self) -> bool:
-        return False
-
-    def stop(self) -> None:
-        """The client cancels the rest when it sees the outcome."""
-
-    def holds(self, lease: Lease) -> None:
-        """A lease ends with its worker."""
-
-    def drops(self, lease: Lease) -> None:
-        lease.release()
-
-
 def _tasks(graph: Graph, context: Any) -> dict[Any, Any]:
     from dask.task_spec import Task, TaskRef
 
@@ -231,6 +231,10 @@ def _tasks(graph: Graph, context: Any) -> dict[Any, Any]:
 
 def _compute(works: Sequence[Work], step: Step, context: Any, *before: JobOutcome) -> JobOutcome:
     if isinstance(context, Remote):
+        try:
+            check_versions(context.versions)
+        except ClusterError as error:
+            return JobOutcome(error=error)
         with one_blas_thread():
             return compute(works, step, context, *before)
     return compute(works, step, context, *before)

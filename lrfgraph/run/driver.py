@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class Driver:
     run, reused : nodes by kind.  seconds : wall time by stage.  lookups : of a dry run.
     damaged : entries that turned out damaged, and why.  unreadable : keys of those that a dry run came upon and leaves
     as they are.
+    memory : bytes that a process takes in a stage, where somebody divides it among tasks.
     guard : called once before anything of a stage is computed; raises where it cannot be.
     """
 
@@ -72,6 +73,7 @@ class Driver:
     lookups: list[Lookup] = field(default_factory=list)
     damaged: dict[str, str] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
+    memory: Mapping[str, int] = field(default_factory=dict)
     guard: Callable[[], None] | None = None
 
     @property
@@ -91,6 +93,8 @@ class Driver:
     def carry_out(self, stage: str, nodes: Sequence[Node]) -> dict[str, Ref]:
         """Carry out nodes and return their results by name; of the last stage, those of the kind to stop after."""
         targets = [node.name for node in nodes if node.step == self.only]
+        if stage in self.memory:  # of what runs a network; the rest is small beside it
+            nodes = [replace(node, memory=self.memory[stage]) if "trust" in node.locators else node for node in nodes]
         started = time.perf_counter()
         if self.dry:
             refs = self._look_up(nodes, targets or None)
