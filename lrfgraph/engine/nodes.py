@@ -41,6 +41,9 @@ Arrays = dict[str, NDArray[Any]]
 KEY = re.compile(r"([A-Za-z][A-Za-z0-9_]{0,63})/([0-9a-f]{40})")
 
 
+_json = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+
+
 def digest(value: Any) -> str:
     """Return the 160-bit BLAKE2b digest of bytes, of an array (dtype, shape, C-order little-endian bytes) or of
     anything JSON can say (keys sorted, no spaces)."""
@@ -50,7 +53,7 @@ def digest(value: Any) -> str:
         state.update(little.data if little.size else b"")
         return state.hexdigest()
     if not isinstance(value, bytes):
-        value = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+        value = _json(value).encode()
     return hashlib.blake2b(value, digest_size=20).hexdigest()
 
 

@@ -63,13 +63,11 @@ class Threads:
         self.count = max(1, count)
 
     def run(self, graph: Graph, store: Store, listener: Listener) -> list[JobOutcome]:
-        from dask import threaded
-
         context = Local(store, listener)
         pool, scheduler = _DaemonThreads(self.count), _DaemonThreads(1)
         try:
             with one_blas_thread():
-                results = scheduler.submit(threaded.get, _tasks(graph, context), list(graph), pool=pool)
+                results = scheduler.submit(_all_of, graph, context, pool)
                 scheduler.stop(0.0)
                 # Dask waits without a time limit, where a signal that comes just before is not seen: wait for it here
                 while not results.done():
@@ -81,7 +79,7 @@ class Threads:
             context.let_go()
             raise
         pool.stop(PATIENCE)
-        return list(results.result())
+        return results.result()
 
     def close(self) -> None:
         """Nothing stays open between runs."""
@@ -227,6 +225,16 @@ def _tasks(graph: Graph, context: Any) -> dict[Any, Any]:
         key: Task(key, _compute, works, step, context, *(TaskRef(above) for above in before))
         for key, (step, works, before) in graph.items()
     }
+
+
+def _all_of(graph: Graph, context: Local, pool: Executor) -> list[JobOutcome]:
+    """Run all jobs on threads; a single one needs no scheduler, and Dask a tenth of a second to load."""
+    if len(graph) == 1:
+        ((step, works, _),) = graph.values()
+        return [_compute(works, step, context)]
+    from dask import threaded
+
+    return list(threaded.get(_tasks(graph, context), list(graph), pool=pool))
 
 
 def _compute(works: Sequence[Work], step: Step, context: Any, *before: JobOutcome) -> JobOutcome:

@@ -8,7 +8,7 @@ import numpy as np
 
 from lrfgraph.layers.pieces import Piece
 from lrfgraph.layers.spec import Array, LayerSpec
-from lrfgraph.methods.algebra import balance, finish, hosvd, principal, transpose
+from lrfgraph.methods.algebra import balance, cholesky_solver, finish, hosvd, principal, transpose
 from lrfgraph.methods.base import Arrays, Rank
 from lrfgraph.methods.grid import single_ranks
 
@@ -171,20 +171,13 @@ class _Solver:
     """Solves for one factor of ``rank`` columns, in buffers of its own. gram : the last matrix, without its ridge."""
 
     def __init__(self, rank: int) -> None:
-        from scipy.linalg.lapack import sposv
-
-        self._solve = sposv
         self.gram, self._ridged = np.empty((2, rank, rank), np.float32)
+        self._solve = cholesky_solver(self._ridged)
         self._diagonal = self._ridged.reshape(-1)[:: rank + 1]
 
     def __call__(self, one: Array, other: Array, product: Array, ridge: float) -> Array:
-        """Solve ``x · (one * other) = product`` with a ridge relative to the mean diagonal; NaN where that fails.
-
-        LAPACK's Cholesky solver directly: SciPy's `solve` also estimates the condition, half as long again.
-        """
+        """Solve ``x · (one * other) = product`` with a ridge relative to the mean diagonal; NaN where that fails."""
         np.multiply(one, other, out=self.gram)
         np.copyto(self._ridged, self.gram)
         self._diagonal += ridge * self._diagonal.mean()
-        _, solution, failed = self._solve(self._ridged.T, product.T, overwrite_a=True, overwrite_b=False)
-        result: Array = np.full_like(product, np.nan) if failed else solution.T
-        return result
+        return self._solve(product)
