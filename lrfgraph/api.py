@@ -231,6 +231,8 @@ def _carry_out(driver: Driver, on_baseline: Callable[[Compression], None] | None
     for index, stage in enumerate(chain):
         _announce(driver, compression, chain, index)
         driver.only = until if stage is chain[-1] else None
+        if driver.recipe.run.scheduler and not driver.dry:
+            driver.memory = {need.stage: need.memory for need in needs_of(driver, compression.network)}
         # of images that are not divided yet, only what it takes to read them is known
         follows = chain[index : index + 1] if stage.name == "data" else chain[index:]
         driver.guard = _guard(driver, compression.network, [each.name for each in follows])

@@ -52,7 +52,7 @@ class CapacityError(LrfError):
 
 
 class ClusterError(LrfError):
-    """A Dask scheduler that cannot be reached."""
+    """A Dask scheduler that cannot be reached, or a worker of it that cannot compute what the run asks for."""
 
 
 class OutputError(LrfError):

@@ -22,7 +22,17 @@ TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 README = PAGES[0].read_text(encoding="utf-8")
 SECTIONS = {option.section for option in OPTIONS.values()}
 SUFFIXES = {"csv", "h5", "json", "keras", "npz", "png", "py", "svg", "toml"}
-OF_DASK = {"--no-dashboard"}
+OF_DASK_AND_KUBERNETES = {
+    "--create-namespace",
+    "--generate-name",
+    "--image",
+    "--no-dashboard",
+    "--nthreads",
+    "--overrides",
+    "--repo",
+    "--resources",
+    "--restart",
+}
 SCRIPTS = re.compile(r"^.*\b(?:pip|pytest|python)\b.*$|^ *dask (?:scheduler|worker) .*$", re.M)
 
 
@@ -60,7 +70,7 @@ def test_every_option_exists(call: Call) -> None:
     names = [(name,) for name in subcommands(call) - {"cache"}]
     names += [("cache", name) for name in subcommands(call, "cache")]
     options = {option for name in names for option in options_of(call, *name)}
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", SCRIPTS.sub("", TEXT))) <= options | OF_DASK
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", SCRIPTS.sub("", TEXT))) <= options | OF_DASK_AND_KUBERNETES
 
 
 def test_every_key_exists() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ class Entry:
         self.store, self.key, self.identity = store, key, identity
         self.prefix = f"{part.rstrip('/')}/" if part else ""
 
-    @property
+    @cached_property
     def manifest(self) -> dict[str, Any]:
         """Everything that is written about the entry."""
         return self.store.manifest(self.key)

@@ -128,23 +128,28 @@ def _run(
 
 
 def graph_of(missing: Sequence[Resolved], steps: Mapping[str, Step]) -> Graph:
-    """Return the jobs: one a key, or one for all nodes of a step that computes together.
+    """Return the jobs: one a key, one for all nodes of a step that computes together, one for small ones of a kind.
 
-    Nodes of such a step share a job only at the same distance from the start, which keeps the graph free of cycles.
+    Nodes share a job only at the same distance from the start, which keeps the graph free of cycles.
     """
     by_name = {resolved.node.name: resolved for resolved in missing}
     depth: dict[str, int] = {}
     groups: dict[Any, list[Resolved]] = defaultdict(list)
     job_of: dict[str, Any] = {}
     keys: dict[str, Any] = {}
+    jobs_at: dict[Any, Any] = {}
     token = uuid.uuid4().hex[:8]  # a cluster remembers results by name, also those of an attempt that was discarded
     for resolved in missing:
         node = resolved.node
         depth[node.name] = 1 + max((depth[above] for above in resolved.above if above in by_name), default=0)
         if resolved.key not in keys:
-            at = str(depth[node.name]) if steps[node.step].together else node.name
-            keys[resolved.key] = (f"{node.step}-{token}", at)
-            groups[keys[resolved.key]].append(resolved)
+            step = steps[node.step]
+            shared = True if step.together else step.shared(node)
+            job = (f"{node.step}-{token}", node.name)
+            if shared is not None:  # a job is called after its first node
+                job = jobs_at.setdefault((node.step, depth[node.name], shared), job)
+            keys[resolved.key] = job
+            groups[job].append(resolved)
         job_of[node.name] = keys[resolved.key]
     jobs: dict[Any, Job] = {}
     for job, members in groups.items():

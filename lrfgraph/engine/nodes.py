@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,6 +41,9 @@ Arrays = dict[str, NDArray[Any]]
 KEY = re.compile(r"([A-Za-z][A-Za-z0-9_]{0,63})/([0-9a-f]{40})")
 
 
+_json = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+
+
 def digest(value: Any) -> str:
     """Return the 160-bit BLAKE2b digest of bytes, of an array (dtype, shape, C-order little-endian bytes) or of
     anything JSON can say (keys sorted, no spaces)."""
@@ -50,7 +53,7 @@ def digest(value: Any) -> str:
         state.update(little.data if little.size else b"")
         return state.hexdigest()
     if not isinstance(value, bytes):
-        value = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+        value = _json(value).encode()
     return hashlib.blake2b(value, digest_size=20).hexdigest()
 
 
@@ -75,6 +78,8 @@ class Node:
     params : only what the step reads; JSON values.  inputs : by name, other nodes' names or finished results.
     locators : what a step must know to find its bytes but that does not change the result (a file's path);
         never part of the key.
+    memory : bytes of the process that computes it, where that is known; a cluster whose workers say how much they
+        have starts no more than fits. Never part of the key.
     """
 
     name: str
@@ -82,6 +87,7 @@ class Node:
     params: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, str | Ref] = field(default_factory=dict)
     locators: Mapping[str, Any] = field(default_factory=dict)
+    memory: int = 0
 
 
 class Input(Protocol):
@@ -134,7 +140,9 @@ class Step:
     version : raised by hand when the numbers change.  together : computes many nodes in one pass (all layers
     recorded in one run of the network); without it `compute` is called per node; it may yield its results one by
     one.  decides : its results are decisions (they set `Result.identity`); whoever reads one belongs to a later
-    stage, because its key is not known before the decision is.
+    stage, because its key is not known before the decision is.  small : of nodes that take no longer than the
+    bookkeeping around them, which ones share a task: those for which it returns the same. They are computed one by
+    one, without leases, since computing one twice costs less. ``None`` for a node that has a task of its own.
     """
 
     name: str
@@ -142,6 +150,11 @@ class Step:
     compute: Callable[[Task], Result]
     together: Callable[[list[Task]], Iterable[Result]] | None = None
     decides: bool = False
+    small: Callable[[Node], Hashable | None] | None = None
+
+    def shared(self, node: Node) -> Hashable | None:
+        """Return what nodes have in common that share a task as small ones, ``None`` for one that shares none."""
+        return self.small(node) if self.small is not None else None
 
 
 def components_of(node: Node, version: int, identities: Mapping[str, str]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
+from lrfgraph.engine.entry import Entry
 from lrfgraph.engine.events import Event, Listener
 from lrfgraph.engine.files import out_of_space
 from lrfgraph.engine.leases import Lease, Waiting
@@ -117,7 +118,8 @@ class _StoppedError(Exception):
 def compute(works: Sequence[Work], step: Step, context: Context, *before: JobOutcome) -> JobOutcome:
     """Compute nodes of one step and commit each; `before` are the outcomes of what they read.
 
-    With several works, `step.together` computes those that no other run has committed meanwhile, in one pass.
+    With several works, `step.together` computes those that no other run has committed meanwhile, in one pass; small
+    ones are computed one after the other, without leases.
     """
     if context.stopped() or any(outcome.idle or outcome.lost or outcome.error for outcome in before):
         return JobOutcome(idle=True)
@@ -126,22 +128,13 @@ def compute(works: Sequence[Work], step: Step, context: Context, *before: JobOut
     events: list[Event] = []
     began = time.monotonic()
     try:
-        # sorted, so that two runs which want the same entries never wait for each other
-        for work in sorted(works, key=lambda work: work.key):
-            started = time.monotonic()
-            lease = _lease(work, context)
-            if lease is None:
-                waited = time.monotonic() - started
-                events.append(Event("waited", work.node.name, work.node.step, waited))
-                context.emit(events[-1])
-                continue
-            leases[work.key] = lease
-        mine = [work for work in works if work.key in leases]
+        mine = _claimed(works, step, context, leases, events)
         context.store.bring(ref.key for work in mine for ref in work.inputs.values())
         for work, result, seconds in _results(mine, step, context, scratches):
             event = _commit(work, step, result, seconds, context.store)
             scratches[work.key].remove()
-            context.drops(leases.pop(work.key))
+            if work.key in leases:
+                context.drops(leases.pop(work.key))
             events.append(event)
             context.emit(event)
             for warning in warnings_of(context.store):
@@ -162,6 +155,28 @@ def compute(works: Sequence[Work], step: Step, context: Context, *before: JobOut
         if time.monotonic() - began > LONG:
             trim()
     return JobOutcome(tuple(events))
+
+
+def _claimed(
+    works: Sequence[Work], step: Step, context: Context, leases: dict[str, Lease], events: list[Event]
+) -> list[Work]:
+    """Return the works that are left to this job, each with its lease in `leases` unless they are small ones."""
+    there: set[str] = set()
+    for work in sorted(works, key=lambda work: work.key):  # two runs that want the same never wait for each other
+        started = time.monotonic()
+        if step.shared(work.node) is not None:
+            lease = None
+            if not context.store.has(work.key):
+                continue
+        else:
+            lease = _lease(work, context)
+        if lease is not None:
+            leases[work.key] = lease
+            continue
+        there.add(work.key)
+        events.append(Event("waited", work.node.name, work.node.step, time.monotonic() - started))
+        context.emit(events[-1])
+    return [work for work in works if work.key not in there]
 
 
 def _lease(work: Work, context: Context) -> Lease | None:
@@ -200,12 +215,15 @@ def _results(
 ) -> Iterator[tuple[Work, Result, float]]:
     if not works:
         return
-    tasks = [_task(work, context, scratches[work.key]) for work in works]
+    opened: dict[Ref, Entry] = {}  # what several nodes read is looked at once
+    tasks = [_task(work, context, scratches[work.key], opened) for work in works]
     for work in works:
         context.emit(Event("started", work.node.name, work.node.step))
     started = time.monotonic()
     if step.together is None:
         for work, task in zip(works, tasks, strict=True):
+            if context.stopped():
+                raise _StoppedError
             result = step.compute(task)
             yield work, result, time.monotonic() - started
             started = time.monotonic()
@@ -237,15 +255,18 @@ def _commit(work: Work, step: Step, result: Result, seconds: float, store: Store
     return Event("finished", work.node.name, work.node.step, seconds, size)
 
 
-def _task(work: Work, context: Context, scratch: Scratch) -> Task:
+def _task(work: Work, context: Context, scratch: Scratch, opened: dict[Ref, Entry]) -> Task:
     node, store = work.node, context.store
 
     def progress(done: int, total: int, message: str) -> None:
         context.emit(Event("progress", node.name, node.step, done=done, total=total, message=message))
 
-    def opened() -> Path:
+    def folder() -> Path:
         with store.writing(work.key):
             return scratch.open()
 
-    inputs = {name: store.open(ref) for name, ref in work.inputs.items()}
-    return Task(node.name, node.params, inputs, node.locators, opened, progress)
+    for ref in work.inputs.values():
+        if ref not in opened:
+            opened[ref] = store.open(ref)
+    inputs = {name: opened[ref] for name, ref in work.inputs.items()}
+    return Task(node.name, node.params, inputs, node.locators, folder, progress)

@@ -14,8 +14,8 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any, Protocol
 
+from lrfgraph.engine.cluster import WorkerContext, check_versions, compare_workers, versions_here
 from lrfgraph.engine.events import Event, Listener
-from lrfgraph.engine.leases import Lease
 from lrfgraph.engine.nodes import Step
 from lrfgraph.engine.store import Store
 from lrfgraph.engine.tasks import JobOutcome, Local, Work, compute
@@ -27,6 +27,9 @@ PATIENCE = 0.5
 GLANCE = 0.1
 REACH_SECONDS = 8.0
 LOOPBACK = "127.0.0.1"
+MEMORY = "MEMORY"
+"""The resource of Dask in which a worker says how many bytes of memory it has."""
+
 BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 
 _blas_guard = threading.Lock()
@@ -61,13 +64,11 @@ class Threads:
         self.count = max(1, count)
 
     def run(self, graph: Graph, store: Store, listener: Listener) -> list[JobOutcome]:
-        from dask import threaded
-
         context = Local(store, listener)
         pool, scheduler = _DaemonThreads(self.count), _DaemonThreads(1)
         try:
             with one_blas_thread():
-                results = scheduler.submit(threaded.get, _tasks(graph, context), list(graph), pool=pool)
+                results = scheduler.submit(_all_of, graph, context, pool)
                 scheduler.stop(0.0)
                 # Dask waits without a time limit, where a signal that comes just before is not seen: wait for it here
                 while not results.done():
@@ -79,7 +80,7 @@ class Threads:
             context.let_go()
             raise
         pool.stop(PATIENCE)
-        return list(results.result())
+        return results.result()
 
     def close(self) -> None:
         """Nothing stays open between runs."""
@@ -100,6 +101,7 @@ class Cluster:
         from distributed import as_completed
 
         client = self._start()
+        compare_workers(client)
         topic = f"lrfgraph-{uuid.uuid4().hex}"
         guard = threading.Lock()
 
@@ -111,7 +113,8 @@ class Cluster:
         outcomes: list[JobOutcome] = []
         futures: list[Any] = []
         try:
-            futures = client.get(_tasks(graph, Remote(store, topic)), list(graph), sync=False)
+            context = WorkerContext(store, topic, versions_here())
+            futures = client.get(_tasks(graph, context), list(graph), sync=False, resources=_resources(graph, client))
             for _, outcome in as_completed(futures, loop=client.loop, with_results=True):
                 outcomes.append(outcome)
                 for event in outcome.events:
@@ -159,11 +162,32 @@ class Cluster:
                     dashboard_address=f"{LOOPBACK}:0",
                     memory_limit=0,
                     silence_logs=50,
+                    env=_environment(self.workers or 1),
                 )
             else:
                 _reach(self.scheduler)
             self._client = Client(self._cluster if self.scheduler is None else self.scheduler, set_as_default=False)
         return self._client
+
+
+def _environment(workers: int) -> dict[str, str]:
+    """Return what limits the threads inside a worker: processes side by side share the cores of this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {**dict.fromkeys(BLAS_VARIABLES, "1"), "TF_NUM_INTRAOP_THREADS": str(max(cores // workers, 1))}
+
+
+def _resources(graph: Graph, client: Any) -> Callable[[Any], dict[str, int]] | None:
+    """Return the memory that each task asks of its worker, ``None`` where no worker says how much it has.
+
+    What is larger than the largest worker asks for all of that one: it may be too much, yet nothing runs beside it.
+    """
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    most = max((int(worker.get("resources", {}).get(MEMORY, 0)) for worker in workers), default=0)
+    if not most:
+        return None
+    asked = {key: max(work.node.memory for work in works) for key, (_, works, _) in graph.items()}
+    needs = {key: {MEMORY: min(memory, most)} for key, memory in asked.items() if memory}
+    return lambda key: needs.get(key, {})
 
 
 def _reach(address: str) -> None:
@@ -195,32 +219,6 @@ def _reach(address: str) -> None:
     )
 
 
-class Remote:
-    """The context of a task on a worker of a cluster; it travels there with the task."""
-
-    def __init__(self, store: Store, topic: str) -> None:
-        self.store, self.topic = store, topic
-
-    def emit(self, event: Event) -> None:
-        if event.kind in ("finished", "waited"):
-            return  # the outcome brings it
-        from distributed import get_worker
-
-        get_worker().log_event(self.topic, {"event": vars(event)})  # distributed adds the worker beside it
-
-    def stopped(self) -> bool:
-        return False
-
-    def stop(self) -> None:
-        """The client cancels the rest when it sees the outcome."""
-
-    def holds(self, lease: Lease) -> None:
-        """A lease ends with its worker."""
-
-    def drops(self, lease: Lease) -> None:
-        lease.release()
-
-
 def _tasks(graph: Graph, context: Any) -> dict[Any, Any]:
     from dask.task_spec import Task, TaskRef
 
@@ -230,8 +228,22 @@ def _tasks(graph: Graph, context: Any) -> dict[Any, Any]:
     }
 
 
+def _all_of(graph: Graph, context: Local, pool: Executor) -> list[JobOutcome]:
+    """Run all jobs on threads; a single one needs no scheduler, and Dask a tenth of a second to load."""
+    if len(graph) == 1:
+        ((step, works, _),) = graph.values()
+        return [_compute(works, step, context)]
+    from dask import threaded
+
+    return list(threaded.get(_tasks(graph, context), list(graph), pool=pool))
+
+
 def _compute(works: Sequence[Work], step: Step, context: Any, *before: JobOutcome) -> JobOutcome:
-    if isinstance(context, Remote):
+    if isinstance(context, WorkerContext):
+        try:
+            check_versions(context.versions)
+        except ClusterError as error:
+            return JobOutcome(error=error)
         context.store = store_of_worker(context.store)
         with one_blas_thread():
             outcome = compute(works, step, context, *before)

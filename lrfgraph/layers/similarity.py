@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfgraph.layers.moments import Moments as InputMoments
-from lrfgraph.layers.moments import centred, linear
+from lrfgraph.layers.moments import NoMoments, centred, linear, mean_of
 
-__all__ = ["ACTIVATIONS", "METRICS", "Metric", "Reference", "from_moments", "from_rows", "output_error"]
+__all__ = ["ACTIVATIONS", "METRICS", "Metric", "Moments", "Reference", "from_moments", "from_rows", "output_error"]
 
 Array = NDArray[np.floating[Any]]
 
@@ -50,6 +50,7 @@ class Reference:
 
     kernel : (groups, width, outputs), BatchNorm folded.  shift : (groups, 1, outputs) bias after folding.
     moments : of the inputs, with the constant.  power : ‖Y‖² per row, bias included.  response : G·[W; b].
+    covariant : C·W, C the covariance of the inputs.  own : WᵀCW, (groups, outputs, outputs).
     """
 
     kernel: Array
@@ -57,33 +58,38 @@ class Reference:
     moments: InputMoments
     power: float
     response: Array
+    covariant: Array
+    own: Array
 
     @classmethod
     def of(cls, kernel: Array, shift: Array, moments: InputMoments) -> Reference:
         full = np.concatenate([kernel, shift], axis=1)
         response = moments @ full
-        return cls(kernel, shift, moments, float(np.sum(full * response)), response)
+        covariant = centred(moments) @ kernel
+        power = float(np.sum(full * response))
+        return cls(kernel, shift, moments, power, response, covariant, kernel.swapaxes(1, 2) @ covariant)
 
 
 @dataclass(frozen=True)
 class Moments:
     """A candidate's linear output against its layer's, as the input moments tell it.
 
-    The error E = Ŵ − W enters directly, so that nothing cancels where the candidate is nearly exact.
-    kernel : (groups, width, outputs).  lost : ‖Y−Ŷ‖².  along : ⟨Y, Ŷ−Y⟩, both a row.
+    The error E = Ŵ − W enters directly, so that nothing cancels where the candidate is nearly exact; G·E is the one
+    product as large as the moments that a candidate costs, and every metric is taken from it.
+    error : (groups, width, outputs).  spread : G·E.  lost : ‖Y−Ŷ‖².  along : ⟨Y, Ŷ−Y⟩, both a row.
     """
 
     reference: Reference
-    kernel: Array
+    error: Array
+    spread: Array
     lost: float
     along: float
 
     @classmethod
-    def of(cls, reference: Reference, kernel: Array) -> Moments:
-        error = kernel - reference.kernel
-        spread = linear(reference.moments) @ error
-        lost = max(float(np.sum(error * spread)), 0.0)
-        return cls(reference, kernel, lost, float(np.sum(reference.response[:, :-1] * error)))
+    def of(cls, reference: Reference, error: Array, spread: Array | None = None) -> Moments:
+        spread = linear(reference.moments) @ error if spread is None else spread
+        lost = max(float(np.vdot(error, spread)), 0.0)
+        return cls(reference, error, spread, lost, float(np.sum(reference.response[:, :-1] * error)))
 
 
 @dataclass(frozen=True)
@@ -128,11 +134,14 @@ def _relative_error_of_rows(rows: Rows) -> float:
 
 def _cka(sums: Moments) -> float:
     """Of a grouped layer it is taken group by group (moments hold nothing across groups) and averaged."""
-    reference = sums.reference
-    covariance = centred(reference.moments)
-    w, v = reference.kernel, sums.kernel
-    left, right = w.swapaxes(1, 2) @ covariance, v.swapaxes(1, 2) @ covariance
-    return float(np.mean([_alignment(*each) for each in zip(left @ v, left @ w, right @ v, strict=True)]))
+    reference, error = sums.reference, sums.error
+    kernel, spread = reference.kernel + error, sums.spread
+    if not isinstance(reference.moments, NoMoments):
+        mean = np.asarray(mean_of(reference.moments))
+        spread = spread - mean @ (mean.swapaxes(1, 2) @ error)
+    cross = reference.covariant.swapaxes(1, 2) @ kernel
+    other = kernel.swapaxes(1, 2) @ (reference.covariant + spread)
+    return float(np.mean([_alignment(*each) for each in zip(cross, reference.own, other, strict=True)]))
 
 
 def _cka_of_rows(rows: Rows) -> float:
@@ -152,9 +161,8 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def from_moments(reference: Reference, kernel: Array) -> dict[str, float]:
-    """Return every metric of a candidate kernel (groups, width, outputs) at the linear output."""
-    sums = Moments.of(reference, kernel)
+def from_moments(sums: Moments) -> dict[str, float]:
+    """Return every metric of a candidate at the linear output."""
     return {name: metric.moments(sums) for name, metric in METRICS.items()}
 
 
@@ -164,9 +172,9 @@ def from_rows(original: Array, candidate: Array) -> dict[str, float]:
     return {name: metric.rows(rows) for name, metric in METRICS.items()}
 
 
-def output_error(error: Array, inputs: InputMoments, curvature: Array) -> float:
+def output_error(error: Array, spread: Array, curvature: Array) -> float:
     """Return ½·tr(H Eᵀ G E), the second-order prediction of the output's KL (K-FAC; METHODS §5.9).
 
-    error : (groups, width, outputs).  inputs : their moments.  curvature : (groups, outputs, outputs).
+    error : (groups, width, outputs).  spread : G·E.  curvature : (groups, outputs, outputs).
     """
-    return 0.5 * float(np.sum((error.swapaxes(1, 2) @ linear(inputs) @ error) * curvature))
+    return 0.5 * float(np.sum((error.swapaxes(1, 2) @ spread) * curvature))

@@ -6,7 +6,9 @@ it matters, because the other factor is a product with the matrix itself and not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -14,7 +16,17 @@ from lrfgraph.errors import ConfigurationError
 from lrfgraph.layers.spec import Array, LayerSpec
 from lrfgraph.methods.base import Arrays, Method, Rank, write_rank
 
-__all__ = ["balance", "finish", "fix_signs", "hosvd", "positions_first", "principal", "split", "transpose"]
+__all__ = [
+    "balance",
+    "cholesky_solver",
+    "finish",
+    "fix_signs",
+    "hosvd",
+    "positions_first",
+    "principal",
+    "split",
+    "transpose",
+]
 
 
 def transpose(matrix: Array) -> Array:
@@ -48,6 +60,42 @@ def split(matrix: Array) -> tuple[Array, Array]:
         _, left = principal(matrix @ transpose(matrix))
         first, last = balance((left, transpose(left) @ matrix))
     return first, last
+
+
+def cholesky_solver(matrix: Array) -> Callable[[Array], Array]:
+    """Return a function of B ``(n, size)`` to X with X·A = B, A being what `matrix` holds then; float32, contiguous.
+
+    A is symmetric and positive, and overwritten; X is NaN where it is not positive. LAPACK's solver is called at its
+    address: SciPy's wrapper of it holds Python's lock, so that threads side by side wait for each other, and its
+    `solve` estimates the condition as well, half as long again.
+    """
+    posv = _lapack_posv()
+    uplo, size, columns, info = ctypes.c_char(b"U"), ctypes.c_int(len(matrix)), ctypes.c_int(), ctypes.c_int()
+    before = *map(ctypes.byref, (uplo, size, columns)), matrix.ctypes.data, ctypes.byref(size)
+    after = ctypes.byref(size), ctypes.byref(info)
+
+    def solve(right: Array) -> Array:
+        solution = right.copy()
+        columns.value = len(right)
+        posv(*before, solution.__array_interface__["data"][0], *after)
+        if info.value:
+            solution[:] = np.nan
+        return solution
+
+    return solve
+
+
+@functools.cache
+def _lapack_posv() -> Callable[..., None]:
+    from scipy.linalg import cython_lapack
+
+    capsule = ctypes.py_object(cython_lapack.__pyx_capi__["sposv"])
+    name_of, address_of = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
+    name_of.restype, address_of.restype = ctypes.c_char_p, ctypes.c_void_p
+    address_of.argtypes = [ctypes.py_object, ctypes.c_char_p]
+    address = address_of(capsule, name_of(capsule))
+    routine: Callable[..., None] = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 8)(address)
+    return routine
 
 
 def positions_first(kernel: Array) -> Array:

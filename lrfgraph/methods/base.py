@@ -19,6 +19,7 @@ class Method(Protocol):
 
     name, version : the version is raised by hand when the numbers change.
     nests : factors of a smaller rank are slices of those of a larger one, so nothing is stored per rank.
+    iterates : every rank is found by iterations of its own, which take far longer than what else a candidate costs.
     whitens : which side of the kernel activation-aware weighting may act on: ``row`` (the whole patch),
         ``channel`` (input channels alone) or ``none``.
     ranks_by_unfolding : its ranks are those of the kernel unfolded by inputs and by outputs, or by outputs alone, so
@@ -28,6 +29,7 @@ class Method(Protocol):
     name: str
     version: int
     nests: bool
+    iterates: bool
     whitens: str
     ranks_by_unfolding: bool
 

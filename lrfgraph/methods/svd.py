@@ -24,6 +24,7 @@ class Svd:
     name = "svd"
     version = 1
     nests = True
+    iterates = False
     whitens = "row"
     ranks_by_unfolding = True
 

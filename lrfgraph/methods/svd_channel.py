@@ -22,6 +22,7 @@ class SvdChannel:
     name = "svd_channel"
     version = 1
     nests = True
+    iterates = False
     whitens = "row"
     ranks_by_unfolding = False
 

@@ -30,6 +30,7 @@ class SvdSpatial:
     name = "svd_spatial"
     version = 1
     nests = True
+    iterates = False
     whitens = "channel"
     ranks_by_unfolding = False
 

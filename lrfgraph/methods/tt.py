@@ -30,6 +30,7 @@ class Tt:
     name = "tt"
     version = 1
     nests = False
+    iterates = False
     whitens = "channel"
     ranks_by_unfolding = False
 

@@ -31,6 +31,7 @@ class Ttm:
     name = "ttm"
     version = 1
     nests = False
+    iterates = False
     whitens = "none"
     ranks_by_unfolding = False
 

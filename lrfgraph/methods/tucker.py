@@ -25,6 +25,7 @@ class Tucker:
     name = "tucker"
     version = 1
     nests = True
+    iterates = False
     whitens = "channel"
     ranks_by_unfolding = True
 

@@ -23,7 +23,14 @@ from lrfgraph.network.digests import arguments, signature, slot_digests
 from lrfgraph.network.graph import Call, Graph, flatten, input_names
 from lrfgraph.network.heads import propose
 from lrfgraph.network.opening.archive import one_line
-from lrfgraph.network.operations import depthwise_variable, fold_batchnorm, kernel_variable, only_reader, output_call
+from lrfgraph.network.operations import (
+    depthwise_variable,
+    fold_batchnorm,
+    kernel_variable,
+    numbers_of,
+    only_reader,
+    output_call,
+)
 
 __all__ = ["Description", "describe"]
 
@@ -155,7 +162,7 @@ def _describe_kernel(view: _View, calls: list[Call], kind: LayerKind, spec: Laye
     import keras
 
     operation = calls[0].operation
-    kernel = np.asarray(kernel_variable(operation), dtype=np.float32)
+    kernel = np.asarray(numbers_of(kernel_variable(operation)), dtype=np.float32)
     kernel = kind.family.order.canonical(kernel, getattr(operation, "groups", 1))
     arrays = {"kernel": np.ascontiguousarray(kernel)}
     depthwise = depthwise_variable(operation)

@@ -18,6 +18,7 @@ import numpy as np
 from lrfgraph.engine.nodes import digest
 from lrfgraph.errors import ModelError
 from lrfgraph.network.graph import Call, Graph, Slot, input_structure
+from lrfgraph.network.operations import numbers_of
 from lrfgraph.network.sources import is_library, source_of
 
 __all__ = ["arguments", "operation_digest", "signature", "slot_digests"]
@@ -61,7 +62,7 @@ def arguments(call: Call, digests: Mapping[int, str]) -> Any:
 
 def operation_digest(operation: Any, path: str) -> str:
     """Return the digest of a layer's class, configuration without names, weights and code; raises ModelError."""
-    weights = [digest(np.asarray(weight)) for weight in getattr(operation, "weights", ())]
+    weights = [digest(numbers_of(weight)) for weight in getattr(operation, "weights", ())]
     return digest([_class_of(operation), _configuration(operation, path), weights, _code(operation, path)])
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "layer_at",
     "layer_input",
     "linear_output",
+    "numbers_of",
     "only_reader",
     "output_call",
     "shift_batchnorm",
@@ -73,6 +74,20 @@ def depthwise_variable(operation: Any) -> Any:
     """Return the variable of the depthwise kernel that a layer applies before that one, or ``None``."""
     name = KINDS_BY_CLASS[type(operation).__name__].family.depthwise
     return getattr(operation, name) if name else None
+
+
+def numbers_of(variable: Any) -> Array:
+    """Return a variable's numbers, read-only and without a copy where NumPy knows their type.
+
+    What is assigned to the variable later leaves them as they are: TensorFlow writes into memory of its own then.
+    """
+    import tensorflow as tf
+
+    try:
+        numbers: Array = np.asarray(memoryview(tf.convert_to_tensor(getattr(variable, "value", variable))))
+    except (TypeError, ValueError):
+        numbers = np.asarray(variable)
+    return numbers
 
 
 def exchange_weights(operation: Any, kernel: Array, bias: Array | None) -> tuple[Array, Array | None]:

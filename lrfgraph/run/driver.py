@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ class Driver:
     told : what a person was told at once.
     damaged : entries that turned out damaged, and why.  unreadable : keys of those that a dry run came upon and leaves
     as they are.
+    memory : bytes that a process takes in a stage, where somebody divides it among tasks.
     guard : called once before anything of a stage is computed; raises CapacityError where it cannot be.
     refused : what it said of a dry run.
     costs : what nodes take, by kind.
@@ -80,6 +81,7 @@ class Driver:
     lookups: list[Lookup] = field(default_factory=list)
     damaged: dict[str, str] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
+    memory: Mapping[str, int] = field(default_factory=dict)
     guard: Callable[[], None] | None = None
     refused: str = ""
     told: list[str] = field(default_factory=list)
@@ -111,6 +113,8 @@ class Driver:
     def carry_out(self, stage: str, nodes: Sequence[Node]) -> dict[str, Ref]:
         """Carry out nodes and return their results by name; of the last stage, those of the kind to stop after."""
         targets = [node.name for node in nodes if node.step == self.only]
+        if stage in self.memory:  # of what runs a network; the rest is small beside it
+            nodes = [replace(node, memory=self.memory[stage]) if "trust" in node.locators else node for node in nodes]
         started = time.perf_counter()
         if self.dry:
             refs = self._look_up(nodes, targets or None)

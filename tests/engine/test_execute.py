@@ -307,3 +307,34 @@ def test_processes_give_the_digests_of_threads(tmp_path: Path) -> None:
             run([Node("f", "fail", {"kind": "user"})], store, on=cluster)
     finally:
         cluster.close()
+
+
+def _by_source(node: Node) -> Any:
+    return node.inputs["of"]
+
+
+def test_small_nodes_share_a_task_and_need_no_lease(tmp_path: Path) -> None:
+    """Scores of one source are one job; each is published by itself, and one that fails keeps those before it."""
+    store = Store(tmp_path)
+    calls: list[tuple[str, list[Path]]] = []
+
+    def scored(task: Task) -> Result:
+        leases = list((tmp_path / "v1" / "leases").glob("*.lease"))
+        calls.append((task.name, leases))
+        if task.params["limit"] == 3 and len(calls) == 4:
+            raise ZeroDivisionError("a bug")
+        return Result(data={"norm": float(np.linalg.norm(task.inputs["of"].array("vector")))})
+
+    steps = {**STEPS, "score": Step("score", 1, scored, small=_by_source)}
+    nodes = [Node(f"s{i}", "source", {"seed": i}) for i in range(2)]
+    nodes += [Node(f"s{i}/{j}", "score", {"limit": j}, {"of": f"s{i}"}) for i in range(2) for j in range(4)]
+    jobs = graph_of(resolve(nodes, steps, store).needed(), steps)
+    assert sorted(len(works) for _, works, _ in jobs.values()) == [1, 1, 4, 4]
+    with pytest.raises(ZeroDivisionError):
+        execute(nodes[:1] + nodes[2:6], steps, store, on=Threads(1))
+    assert [name for name, _ in calls] == ["s0/0", "s0/1", "s0/2", "s0/3"]
+    calls.clear()
+    refs = execute(nodes, steps, store, on=Threads(1))
+    assert sorted(name for name, _ in calls) == ["s0/3", "s1/0", "s1/1", "s1/2", "s1/3"]
+    assert not any(leases for _, leases in calls)
+    assert all(store.open(refs[node.name]).data for node in nodes)

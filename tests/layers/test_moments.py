@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lrfgraph.layers.moments import NoMoments, RowMoments, as_matrix, centred, linear, mean_of
-from lrfgraph.layers.similarity import Reference, from_moments, output_error
+from lrfgraph.layers.similarity import Moments, Reference, from_moments, output_error
 from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.methods import METHODS
 from lrfgraph.methods.weighting import weigh
@@ -46,9 +46,10 @@ def test_a_candidate_scores_the_same(known: bool) -> None:
     curvature = RNG.normal(size=(2, 4, 4))
     ours, theirs = (Reference.of(kernel, shift, each) for each in (rows if known else NoMoments(), matrix))
     assert ours.power == pytest.approx(theirs.power)
-    assert from_moments(ours, other) == pytest.approx(from_moments(theirs, other))
-    assert output_error(other - kernel, ours.moments, curvature) == pytest.approx(
-        output_error(other - kernel, theirs.moments, curvature)
+    mine, its = (Moments.of(each, other - kernel) for each in (ours, theirs))
+    assert from_moments(mine) == pytest.approx(from_moments(its))
+    assert output_error(mine.error, mine.spread, curvature) == pytest.approx(
+        output_error(its.error, its.spread, curvature)
     )
 
 
@@ -64,7 +65,7 @@ def test_a_wide_layer_is_weighted_without_its_width_squared() -> None:
     weighted, undo = weigh(method, layer, kernel, rows)
     chain = undo(method.factorize(layer, method.prepare(layer, weighted), (8,)))
     reference = Reference.of(kernel, np.zeros((1, 1, 8)), rows)
-    scores = from_moments(reference, (chain[0] @ chain[1]).astype(np.float64))
+    scores = from_moments(Moments.of(reference, chain[0] @ chain[1] - kernel))
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert scores["cosine"] == pytest.approx(1.0)

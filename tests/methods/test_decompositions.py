@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import doctest
 import sys
+import threading
+import time
 from itertools import product
 
 import numpy as np
@@ -13,6 +15,7 @@ from lrfgraph.errors import ConfigurationError
 from lrfgraph.layers.pieces import compose
 from lrfgraph.layers.spec import Array, LayerSpec
 from lrfgraph.methods import METHODS, algebra, grid, ttm
+from lrfgraph.methods.algebra import cholesky_solver
 from lrfgraph.methods.base import Method, Rank
 from tests.methods.examples import fit, layer, output_error, random_kernel
 
@@ -155,3 +158,42 @@ def test_error_in_the_metric_of_white_inputs_is_the_frobenius_norm() -> None:
     kernel = random_kernel(CONV)
     moments = np.eye(CONV.width + 1)[None]
     assert output_error(CONV, kernel, np.zeros_like(kernel), moments) == pytest.approx(1.0, rel=1e-5)
+
+
+@pytest.mark.parametrize(("size", "rows"), [(1, 1), (5, 3), (40, 64)])
+def test_the_solver_solves_and_says_where_it_cannot(size: int, rows: int) -> None:
+    rng = np.random.default_rng(size)
+    root, right = rng.normal(size=(size + 5, size)).astype(np.float32), rng.normal(size=(rows, size)).astype(np.float32)
+    gram, buffer = root.T @ root, np.empty((size, size), np.float32)
+    solve = cholesky_solver(buffer)
+    for scale in (1.0, 4.0):
+        buffer[:] = scale * gram
+        kept = right.copy()
+        assert solve(right) @ (scale * gram) == pytest.approx(right, abs=1e-3)
+        assert np.array_equal(right, kept)
+    buffer[:] = -np.eye(size)
+    assert np.isnan(solve(right)).all()
+
+
+def test_the_solver_lets_other_threads_run() -> None:
+    """SciPy's wrapper holds Python's lock: nobody counts while it solves."""
+    size, counted, over = 1000, 0, threading.Event()
+    buffer, right = np.empty((size, size), np.float32), np.ones((size, size), np.float32)
+    solve = cholesky_solver(buffer)
+
+    def count() -> None:
+        nonlocal counted
+        while not over.is_set():
+            counted += 1
+            time.sleep(0)
+
+    thread, ran = threading.Thread(target=count), 0
+    thread.start()
+    for _ in range(20):
+        buffer[:] = np.eye(size)
+        before = counted
+        solve(right)
+        ran += counted > before
+    over.set()
+    thread.join()
+    assert ran >= 5

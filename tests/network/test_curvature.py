@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lrfgraph.layers.moments import linear
 from lrfgraph.layers.similarity import output_error
 from lrfgraph.network.curvature import SOFTNESS, _temperature, curvature
 from lrfgraph.network.describing import describe
@@ -152,7 +153,7 @@ def test_the_prediction_is_what_a_small_error_does(head: str, path: str) -> None
             measured = float(np.sum((made - original) ** 2) / np.sum(original**2))
         else:
             measured = kl(*((original, made) if head == "softmax" else (softmax(original), softmax(made))))
-        ratios.append(output_error(error, recorded.moments, h) / measured)
+        ratios.append(output_error(error, linear(recorded.moments) @ error, h) / measured)
     assert 0.5 < np.exp(np.mean(np.log(ratios))) < 2.0
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
 
 from lrfgraph.engine.memory import BoundedCache, array_bytes
-from lrfgraph.engine.nodes import Input, Result, Step, Task, digest
-from lrfgraph.layers.moments import Moments, NoMoments, RowMoments
+from lrfgraph.engine.nodes import Input, Node, Result, Step, Task, digest
+from lrfgraph.layers.moments import Moments, NoMoments, RowMoments, linear
 from lrfgraph.layers.pieces import compose, cost
 from lrfgraph.layers.spec import Array, LayerSpec
 from lrfgraph.methods import METHODS
@@ -121,24 +122,23 @@ def score(task: Task) -> Result:
     pieces = METHODS[method].pieces(layer, parse_rank(rank))
     kernel = compose(pieces, factors_of(layer, method, rank, task.inputs["factors"], task.inputs["prepared"]))
     matrix = layer.matrix(kernel.astype(np.float64))
-    weights, record = task.inputs["weights"], task.inputs.get("record")
     reference = _reference(task, layer)
-    scaled = matrix * reference.scale
-    metrics = similarity.from_moments(reference.linear, scaled)
+    error = matrix - reference.kernel
+    spread = linear(reference.linear.moments) @ error
+    sums = similarity.Moments.of(reference.linear, error * reference.scale, spread * reference.scale)
+    metrics = similarity.from_moments(sums)
     distortion = (1.0 - metrics["relative_error"]) ** 2
-    if record is not None and task.params["tap"] == "activation":
-        metrics = similarity.from_rows(reference.outputs, reference.tap(scaled))
-    original = layer.matrix(weights.array("kernel").astype(np.float64))
-    error = matrix - original
+    if "record" in task.inputs and task.params["tap"] == "activation":
+        metrics = similarity.from_rows(reference.outputs, reference.tap(matrix * reference.scale))
     data = {
         "similarity": metrics,
         "distortion": distortion,
-        "weight_error": float(np.sum(error**2) / np.sum(original**2)),
+        "weight_error": float(np.vdot(error, error)) / reference.energy,
         "predicted": None,
     }
     if "curvature" in task.inputs:
         h = task.inputs["curvature"].array("curvature")
-        data["predicted"] = similarity.output_error(error, reference.linear.moments, _per_column(layer, h))
+        data["predicted"] = similarity.output_error(error, spread, _per_column(layer, h))
     count = cost(layer, pieces)
     return Result({"parameters": count.parameters, "macs": count.macs, **data})
 
@@ -158,7 +158,8 @@ class _LayerReference:
         from lrfgraph.layers.similarity import ACTIVATIONS, Reference
 
         weights, record = task.inputs["weights"], task.inputs.get("record")
-        kernel = layer.matrix(weights.array("kernel").astype(np.float64))
+        self.kernel = layer.matrix(weights.array("kernel").astype(np.float64))
+        self.energy = float(np.vdot(self.kernel, self.kernel))
         repeat = layer.positions if layer.family.scatters else 1
         stored = set(weights.names())
 
@@ -172,7 +173,7 @@ class _LayerReference:
         self.scale = row("scale", 1.0)
         shift = row("shift", 0.0) if "shift" in stored else row("bias", 0.0)
         moments = _moments(record, layer)
-        self.linear = Reference.of(kernel * self.scale, shift, NoMoments() if moments is None else moments)
+        self.linear = Reference.of(self.kernel * self.scale, shift, NoMoments() if moments is None else moments)
         self.shift = shift
         if record is not None and task.params["tap"] == "activation":
             self.activation = ACTIVATIONS[task.params["tail"]]
@@ -192,10 +193,20 @@ def _reference(task: Task, layer: LayerSpec) -> _LayerReference:
     return REFERENCES.get_or_make(key, lambda: _LayerReference(task, layer), array_bytes)
 
 
+def _of_one_kernel(node: Node) -> Hashable:
+    """Candidates of one layer and method share what all ranks share."""
+    return node.inputs["prepared"]
+
+
+def _sliced(node: Node) -> Hashable | None:
+    """The same, of a method that takes little more than slices of it; the others iterate."""
+    return None if METHODS[node.params["method"]].iterates else _of_one_kernel(node)
+
+
 STEPS = (
     Step("decompose", 2, decompose),
     Step("ranks", 2, ranks, decides=True),
     Step("noise", 1, noise),
-    Step("factorize", 1, factorize),
-    Step("score", 2, score),
+    Step("factorize", 1, factorize, small=_sliced),
+    Step("score", 3, score, small=_of_one_kernel),
 )
