@@ -6,24 +6,29 @@ few rows (of VGG-16's first dense layer that would take 5 GB).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from lrfgraph.layers.spec import Array
 
-__all__ = ["Moments", "NoMoments", "RidgedRows", "RowMoments", "as_matrix", "centred", "linear", "mean_of"]
+__all__ = [
+    "Moments", "NoMoments", "RidgedRows", "RowMoments", "as_matrix", "centred", "linear", "mean_of", "shrinkage",
+    "shrunk",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class RowMoments:
     """The mean of x xᵀ over rows x, (groups, n, width), of which no product is made.
 
-    constant : whether every row ends in a 1 that is not written down.
+    constant : whether every row ends in a 1 that is not written down.  shrinkage : (groups, 1, 1), the share by which
+    covariances between different inputs are shrunk towards none, see `shrunk`.
     """
 
     rows: Array
     constant: bool
+    shrinkage: Array | None = None
 
     __array_ufunc__ = None  # so that NumPy leaves `array @ moments` to `__rmatmul__`
 
@@ -35,7 +40,16 @@ class RowMoments:
         if self.constant:
             outer = np.concatenate([outer, inner.sum(axis=1, keepdims=True)], axis=1)
         product: Array = outer / self.rows.shape[1]
-        return product
+        return product if self.shrinkage is None else product + self.shrinkage * (self._uncorrelated(right) - product)
+
+    def _uncorrelated(self, right: Array) -> Array:
+        """Return (μμᵀ + diag(σ²))·right: what G would be if no two inputs varied together."""
+        mean, variance = self.rows.mean(axis=1)[..., None], self.rows.var(axis=1)[..., None]
+        if self.constant:
+            mean, variance = (np.pad(part, ((0, 0), (0, 1), (0, 0))) for part in (mean, variance))
+            mean[:, -1] = 1.0
+        part: Array = mean @ (mean.swapaxes(1, 2) @ right) + variance * right
+        return part
 
     def __rmatmul__(self, left: Array) -> Array:
         """Return left·G, (groups, k, width): G is symmetric."""
@@ -86,7 +100,7 @@ Moments = Array | RowMoments | NoMoments
 def linear(moments: Moments) -> Moments:
     """Return the moments without the constant."""
     if isinstance(moments, RowMoments):
-        return RowMoments(moments.rows, False)
+        return replace(moments, constant=False)
     return moments if isinstance(moments, NoMoments) else moments[:, :-1, :-1]
 
 
@@ -104,7 +118,7 @@ def centred(moments: Moments) -> Moments:
         return moments
     mean = np.asarray(mean_of(moments))
     if isinstance(moments, RowMoments):
-        return RowMoments(moments.rows - mean.swapaxes(1, 2), False)
+        return replace(moments, rows=moments.rows - mean.swapaxes(1, 2), constant=False)
     covariance: Array = moments[:, :-1, :-1] - mean @ mean.swapaxes(1, 2)
     return covariance
 
@@ -112,7 +126,36 @@ def centred(moments: Moments) -> Moments:
 def as_matrix(moments: Moments) -> Array:
     """Return moments of rows as a matrix, for what is not wide; float64."""
     if isinstance(moments, RowMoments):
-        product: Array = (moments.rows.swapaxes(1, 2) @ moments.rows) / moments.rows.shape[1]
+        width = moments.rows.shape[2] + moments.constant
+        product: Array = moments @ np.broadcast_to(np.eye(width), (len(moments.rows), width, width))
         return product
     assert not isinstance(moments, NoMoments)
     return moments.astype(np.float64)
+
+
+def shrinkage(rows: Array) -> Array:
+    """Return the share by which covariances estimated from these rows are best shrunk towards none, (groups, 1, 1).
+
+    Schäfer and Strimmer, Stat. Appl. Genet. Mol. Biol. 4, 32 (2005), target D: Σ Var(r_ij) / Σ r_ij² over the
+    correlations of different inputs; variances stay. Sums over pairs of inputs are taken over pairs of rows, the fewer.
+
+    rows : (groups, n, width), independent of each other.
+    """
+    count = rows.shape[1]
+    spread = rows.std(axis=1, keepdims=True, dtype=np.float64)
+    z = np.divide(rows - rows.mean(axis=1, keepdims=True), spread, out=np.zeros(rows.shape), where=spread > 0)
+    square = np.square(z)
+    correlations = np.square(z @ z.swapaxes(1, 2)).sum(axis=(1, 2)) / count**2 - (spread > 0).sum(axis=(1, 2))
+    products = (np.square(square.sum(axis=2)).sum(axis=1) - np.square(square).sum(axis=(1, 2))) / count
+    noise = (products - correlations) / max(count - 1, 1)
+    share: Array = np.clip(noise / np.maximum(correlations, 1e-30), 0.0, 1.0)
+    return share[:, None, None]
+
+
+def shrunk(moments: RowMoments) -> RowMoments:
+    """Return moments whose covariances between inputs are shrunk as far as so few rows ask for.
+
+    Moments of fewer rows than inputs are blind to most directions: factors that fit them lose ten times as much on
+    images that they have not seen as on those that they have.
+    """
+    return replace(moments, shrinkage=shrinkage(moments.rows))

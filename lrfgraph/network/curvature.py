@@ -39,7 +39,7 @@ def curvature(
     softness: float = SOFTNESS,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[Array]:
-    """Return H, (groups, outputs, outputs) float64, for every layer: summed over positions, mean over images.
+    """Return H, (groups, outputs, outputs) float64, for every layer: summed over positions, mean over images, shrunk.
 
     batch : images in flight; as many as `network.memory` says by default.  softness : see `SOFTNESS`; 0 draws from
     the predictions as they are.  Eight parameters, of which a run sets five: the others are what tests and benchmarks
@@ -56,14 +56,32 @@ def curvature(
     numbers = head.answers.draw(first.shape)[1:]
     rng = np.random.default_rng(seed)
     sums: list[Array] = [np.zeros((layer.groups, layer.outputs, layer.outputs)) for layer in layers]
+    squares: list[Array] = [np.zeros(layer.groups) for layer in layers]
     for start in range(0, len(images), batch):
         stop = min(start + batch, len(images))
         draw = rng.random((stop - start, *numbers)).astype(np.float32)
-        for number, part in enumerate(gradients(images[start:stop], draw)):
+        for number, (part, square) in enumerate(gradients(images[start:stop], draw)):
             sums[number] += np.asarray(part, dtype=np.float64)
+            squares[number] += np.asarray(square, dtype=np.float64)
         if progress:
             progress(stop, len(images), "images")
-    return [total / len(images) / _spread(layer) for layer, total in zip(layers, sums, strict=True)]
+    shrunk = [_shrunk(total, square, len(images)) for total, square in zip(sums, squares, strict=True)]
+    return [h / _spread(layer) for layer, h in zip(layers, shrunk, strict=True)]
+
+
+def _shrunk(total: Array, square: Array, count: int) -> Array:
+    """Return the mean of `count` second moments, shrunk towards a multiple of the identity.
+
+    total : (groups, outputs, outputs), their sum.  square : (groups,), the sum of their squared Frobenius norms.
+    """
+    h, outputs = total / count, total.shape[-1]
+    scale = np.trace(h, axis1=1, axis2=2)[:, None, None] / outputs
+    norm = np.square(h).sum(axis=(1, 2))
+    chance = (square / count - norm) / max(count - 1, 1)
+    distance = norm - outputs * np.square(scale[:, 0, 0])
+    share = np.clip(chance / np.maximum(distance, 1e-30), 0.0, 1.0)[:, None, None]
+    shrunk: Array = h + share * (scale * np.eye(outputs) - h)
+    return shrunk
 
 
 class _Answers:
@@ -106,8 +124,8 @@ def _first_answers(answers: _Answers, images: Any, batch: int) -> Array:
 
 def _compiled_moments(
     answers: _Answers, layers: Sequence[LayerSpec], temperature: float, worth: float
-) -> Callable[[Array, Array], list[Any]]:
-    """Return a function from a batch and random numbers to the second moments of every layer's gradient."""
+) -> Callable[[Array, Array], list[tuple[Any, Any]]]:
+    """Return a function from a batch and random numbers to `_second_moment` of every layer's gradient."""
     import tensorflow as tf
 
     @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
@@ -123,12 +141,13 @@ def _compiled_moments(
             softened = y / temperature if answers.tempered else y
             loss = temperature * answers.head.answers.surprise(softened, draw, worth)
         slopes = tape.gradient(loss, [z for _, z in outputs], unconnected_gradients="zero")
-        totals: list[Any] = [0.0] * len(layers)
+        totals: list[Any] = [(0.0, 0.0)] * len(layers)
         for (number, _), g in zip(outputs, slopes, strict=True):
-            totals[number] += _second_moment(layers[number], g)
+            both = _second_moment(layers[number], g)
+            totals[number] = tuple(old + new for old, new in zip(totals[number], both, strict=True))
         return totals
 
-    compiled: Callable[[Array, Array], list[Any]] = moments
+    compiled: Callable[[Array, Array], list[tuple[Any, Any]]] = moments
     return compiled
 
 
@@ -151,13 +170,25 @@ def _temperature(logits: Array, softness: float) -> float:
     return high if softness > 0 and high > 1.001 else 1.0
 
 
-def _second_moment(layer: LayerSpec, g: Any) -> Any:
+def _second_moment(layer: LayerSpec, g: Any) -> tuple[Any, Any]:
+    """Return Σ g gᵀ over positions and images, (groups, outputs, outputs), and the sum of each image's squared norm.
+
+    The norm of a sum over positions is that of their Gram matrix, which is smaller where positions are fewer.
+    """
     import tensorflow as tf
 
     if layer.data_format == "channels_first":
         g = tf.experimental.numpy.moveaxis(g, 1, -1)
-    flat = tf.reshape(g, (-1, layer.groups, layer.outputs))
-    return tf.einsum("ngo,ngp->gop", flat, flat)
+    grid = g.shape[1:-1]
+    positions = -1 if None in grid else prod(grid)
+    each = tf.reshape(g, (tf.shape(g)[0], positions, layer.groups, layer.outputs))
+    if 0 <= positions < layer.outputs:
+        gram = tf.einsum("npgo,nqgo->ngpq", each, each)
+        total = tf.einsum("npgo,npgq->goq", each, each)
+    else:
+        gram = tf.einsum("npgo,npgq->ngoq", each, each)
+        total = tf.reduce_sum(gram, axis=0)
+    return total, tf.reduce_sum(tf.square(gram), axis=(0, 2, 3))
 
 
 def _spread(layer: LayerSpec) -> float:

@@ -219,10 +219,11 @@ class SelectOptions(Section):
     )
     point: int | None = option(None, INTEGER, "Number of the point on the front to be taken", low=0, flag="--point")
     points: int = option(12, INTEGER, "Points of the front that are measured", low=2, high=200)
-    probes: int = option(
-        0,
+    probes: int | None = option(
+        None,
         INTEGER,
-        "Candidates of each layer whose effect on the network's output is measured",
+        "Candidates of each layer that are tried in the network; auto: 3 where a layer has more outputs than there are "
+        "images",
         low=0,
         high=100,
         only_if=WITH_IMAGES,

@@ -29,8 +29,10 @@ __all__ = ["choose", "probe"]
 def probe(driver: Driver, compression: Compression) -> Compression:
     """Probe a few candidates of each layer, where the policy stands on predictions and probes are asked for."""
     network, exploration = compression.network, compression.exploration
-    count = network.recipe.select.probes
-    if not count or network.data is None or not network.policy.refines:
+    if network.data is None or not network.policy.refines:
+        return compression
+    count = network.probes(driver.data(network.data)["parts"]["calibration"]["images"])
+    if not count:
         return compression
     layers: dict[str, list[Candidate]] = {}
     for candidate, ref in exploration.scores.items():

@@ -208,7 +208,7 @@ def _candidates(facts: _Facts) -> _Use:
 def _probe(facts: _Facts) -> _Use:
     return (
         _Use(facts.model + PROBED + facts.chunk(facts.traffic.forward, PROBED_AT_ONCE))
-        if facts.recipe.select.probes
+        if facts.network.policy.refines and facts.network.probes(facts.counts["calibration"])
         else _Use()
     )
 

@@ -229,14 +229,17 @@ def noise_nodes(network: Network, names: Sequence[str]) -> dict[str, Node]:
 def probe_nodes(
     network: Network, exploration: Exploration, candidates: Sequence[CandidateId]
 ) -> dict[CandidateId, Node]:
-    """Replace one layer by one candidate and measure what becomes of the network's output."""
+    """Replace one layer by one candidate and measure what becomes of the network's output.
+
+    On validation images: factors that fit few calibration images too well look harmless on those.
+    """
     index = {layer.name: index for index, layer in enumerate(network.layers)}
     nodes = {}
     for candidate in candidates:
         version = METHODS[candidate.method].version
         params = {"method": candidate.method, "version": version, "rank": candidate.rank}
         params |= {"layer": index[candidate.layer], "images": PROBE_IMAGES, **network.meaning}
-        inputs: Inputs = {"model": network.original, "data": network.split("calibration")}
+        inputs: Inputs = {"model": network.original, "data": network.split("validation")}
         inputs |= dict(zip(("factors", "prepared"), exploration.weights(candidate), strict=True))
         locators = network.locators_with(layer=candidate.layer)
         nodes[candidate] = Node(f"{candidate}/probe", "probe", params, inputs, locators)

@@ -21,6 +21,9 @@ from lrfgraph.selection.problem import CandidateId, Decision
 
 __all__ = ["Compression", "Exploration", "Network", "kept_reason", "methods_of", "skipped"]
 
+PROBES = 3
+"""Candidates of a layer that are tried in the network where predictions stand on too few images."""
+
 
 @dataclass(frozen=True)
 class Network:
@@ -99,6 +102,16 @@ class Network:
 
     def factorizable(self) -> Iterator[LayerSpec]:
         return (layer for layer in self.layers if not kept_reason(layer, self.recipe))
+
+    def probes(self, images: int) -> int:
+        """How many candidates of a layer are tried in the network, of so many calibration images.
+
+        Fewer images than a layer has outputs cannot say how much each of them matters: probes do.
+        """
+        asked = self.recipe.select.probes
+        if asked is not None or self.data is None:
+            return asked or 0
+        return PROBES if images < max((layer.outputs for layer in self.factorizable()), default=0) else 0
 
     @property
     def repairs(self) -> bool:

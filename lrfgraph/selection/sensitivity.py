@@ -1,7 +1,7 @@
 """Sensitivity: how much more, or less, than predicted the network minds a layer's errors (METHODS §5.2).
 
-A few candidates of each layer are probed; one factor per layer then turns every candidate's predicted loss into
-what the probes say.
+A few candidates of each layer are probed; factors between them then turn every candidate's predicted loss into what
+the probes say.
 """
 
 from __future__ import annotations
@@ -13,16 +13,13 @@ import numpy as np
 
 from lrfgraph.selection.problem import Candidate, CandidateId, predicted_loss, undominated_rows
 
-__all__ = ["PLACES", "calibrated", "sensitivity", "to_probe"]
+__all__ = ["PLACES", "calibrated", "to_probe"]
 
 PLACES: dict[int, tuple[float, ...]] = {1: (0.05,), 2: (0.02, 0.1), 3: (0.01, 0.05, 0.2)}
 """Distortions that probes lie next to, by number of probes; more are spread evenly in the logarithm."""
 
 FLOOR = 1e-3
-"""Distortion below which a probe's weight grows no further."""
-
-RELATIVE_FLOOR = FLOOR / 0.2
-"""The same for a predicted KL, which has no scale of its own: relative to the layer's most distorted probe."""
+"""Share of the layer's largest probed loss below which probes tell nothing but noise."""
 
 
 def to_probe(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
@@ -47,27 +44,33 @@ def _undominated(candidates: Sequence[Candidate]) -> list[Candidate]:
     return [candidates[index] for index in undominated_rows(points)]
 
 
-def sensitivity(losses: Sequence[float], measured: Sequence[float], floor: float) -> float:
-    """Fit ``measured = a·loss`` and return a, each probe weighing about as much as any other.
-
-    Weights are 1/(loss² + floor²): the fit is of ratios, except for losses so small that noise would decide.
-    """
-    x, y = np.asarray(losses, float), np.asarray(measured, float)
-    weights = 1.0 / np.maximum(x * x + floor * floor, 1e-300)
-    return float(np.sum(weights * x * y) / max(np.sum(weights * x * x), 1e-300))
-
-
 def calibrated(candidates: Sequence[Candidate], measured: Mapping[CandidateId, float]) -> tuple[Candidate, ...]:
     """Return one layer's candidates with the predicted loss that its probes speak for.
 
-    measured : output KL of the probed candidates, of any layer. The loss is the curvature's prediction where all
+    The logarithm of what is measured over what was predicted is interpolated between probes, along the logarithm of
+    the prediction, and constant beyond them: a large error costs more than its square where it turns answers over.
+
+    measured : output KL of the probed candidates, of any layer. The prediction is the curvature's where all
     candidates have one, else the distortion. Without a probe, or with probes that distort nothing, nothing changes.
     """
-    probed = [c for c in candidates if c.id in measured]
     predicted = all(c.predicted is not None for c in candidates)
-    losses = [predicted_loss(c) if predicted else c.distortion for c in probed]
-    if not probed or max(losses) <= 0:
+
+    def loss(candidate: Candidate) -> float:
+        return predicted_loss(candidate) if predicted else candidate.distortion
+
+    probed = sorted((loss(c), measured[c.id]) for c in candidates if c.id in measured)
+    if not probed or probed[-1][0] <= 0:
         return tuple(candidates)
-    floor = RELATIVE_FLOOR * max(losses) if predicted else FLOOR
-    slope = sensitivity(losses, [measured[c.id] for c in probed], floor)
-    return tuple(replace(c, predicted=slope * (predicted_loss(c) if predicted else c.distortion)) for c in candidates)
+    x, y = np.array(probed).T
+    floor = FLOOR * x[-1]
+    x = np.maximum(x, floor)
+    y = np.maximum(np.maximum.accumulate(y), FLOOR * x)  # more error never costs less
+    ratio = np.log(y / x)
+
+    def rescaled(candidate: Candidate) -> Candidate:
+        value = loss(candidate)
+        return replace(
+            candidate, predicted=value * float(np.exp(np.interp(np.log(max(value, floor)), np.log(x), ratio)))
+        )
+
+    return tuple(map(rescaled, candidates))

@@ -96,6 +96,28 @@ def jacobian(model: Any, path: str, x: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return np.asarray(y), found.reshape(len(x), y.shape[1], -1, found.shape[-1])
 
 
+def ledoit_wolf(each: np.ndarray) -> np.ndarray:
+    """Mean of every image's second moments (n, o, o), shrunk by b²/d² of Ledoit and Wolf (2004), section 3.2."""
+    count, outputs = each.shape[:2]
+    h = each.mean(0)
+    target = np.trace(h) / outputs * np.eye(outputs)
+    share = np.square(each - h).sum() / (count * (count - 1)) / np.square(h - target).sum()
+    return h + min(share, 1.0) * (target - h)
+
+
+@pytest.mark.parametrize("outputs", [4, 30])
+def test_images_fewer_than_outputs_do_not_leave_outputs_that_nothing_matters_to(outputs: int) -> None:
+    import keras
+
+    x = keras.Input((6,))
+    y = keras.layers.Dense(outputs, activation="softmax", name="head")(keras.layers.Dense(9, name="hidden")(x))
+    model = randomize(keras.Model(x, y), 3)
+    layers = [layer for layer in describe(model).layers if layer.kind]
+    images = np.random.default_rng(0).normal(size=(12, 6)).astype("float32")
+    for h in curvature(model, layers, images, HEADS["softmax"], SEED):
+        assert np.linalg.eigvalsh(h[0]).min() > 0.01 * np.trace(h[0]) / h.shape[1]
+
+
 @pytest.mark.parametrize("head", ["softmax", "logits"])
 @pytest.mark.parametrize("path", ["conv", "hidden", "head"])
 def test_h_equals_explicit_gradients_of_every_image(head: str, path: str) -> None:
@@ -107,7 +129,7 @@ def test_h_equals_explicit_gradients_of_every_image(head: str, path: str) -> Non
     draw = np.random.default_rng(SEED).random(len(x)).astype(np.float32)
     chosen = np.argmax(np.cumsum(p, 1) >= draw[:, None], axis=1)
     g = np.einsum("nk,nkso->nso", p - np.eye(4)[chosen], slope)
-    np.testing.assert_allclose(ours, np.einsum("nso,nsp->op", g, g)[None] / len(x), rtol=1e-3, atol=1e-7)
+    np.testing.assert_allclose(ours, ledoit_wolf(np.einsum("nso,nsp->nop", g, g))[None], rtol=2e-3, atol=1e-6)
 
 
 def test_h_of_values_is_that_of_signed_sums_over_the_outputs_power() -> None:
@@ -117,7 +139,7 @@ def test_h_of_values_is_that_of_signed_sums_over_the_outputs_power() -> None:
     y, slope = jacobian(model, "hidden", x)
     signs = np.where(np.random.default_rng(SEED).random(y.shape).astype(np.float32) < 0.5, -1, 1)
     g = np.einsum("nk,nkso->nso", signs, slope) / np.sqrt(0.5 * np.mean(np.sum(y * y, axis=1)))
-    np.testing.assert_allclose(ours, np.einsum("nso,nsp->op", g, g)[None] / len(x), rtol=1e-3, atol=1e-7)
+    np.testing.assert_allclose(ours, ledoit_wolf(np.einsum("nso,nsp->nop", g, g))[None], rtol=2e-3, atol=1e-6)
 
 
 def perturbed(model: Any, layer: Any, kernel: np.ndarray, error: np.ndarray, x: np.ndarray) -> np.ndarray:

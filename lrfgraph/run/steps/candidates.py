@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from lrfgraph.engine.memory import BoundedCache, array_bytes
 from lrfgraph.engine.nodes import Input, Node, Result, Step, Task, digest
-from lrfgraph.layers.moments import Moments, NoMoments, RowMoments, linear
+from lrfgraph.layers.moments import Moments, NoMoments, RowMoments, linear, shrunk
 from lrfgraph.layers.pieces import compose, cost
 from lrfgraph.layers.spec import Array, LayerSpec
 from lrfgraph.methods import METHODS
@@ -44,14 +45,19 @@ def _output_weight(task: Task, layer: LayerSpec) -> Array | None:
 
 
 def _moments(record: Input | None, layer: LayerSpec) -> Moments | None:
-    """Return the recorded moments, or the rows where there are fewer than they are wide: nothing was summed then."""
-    from lrfgraph.layers.rows import grouped
+    """Return the recorded moments, or the rows where there are fewer than they are wide: nothing was summed then.
+
+    Where an image gives one row, such few say little of pairs of inputs, and are shrunk accordingly.
+    """
+    from lrfgraph.layers.rows import grouped, positions_of
 
     if record is None:
         return None
     if "moments" in record.names():
         return record.array("moments")
-    return RowMoments(grouped(layer, record.array("rows")).astype(np.float64), constant=True)
+    moments = RowMoments(grouped(layer, record.array("rows")).astype(np.float64), constant=True)
+    alone = len(layer.input_shapes) == 1 and prod(positions_of(layer)) == 1
+    return shrunk(moments) if alone else moments
 
 
 def _prepared(entry: Input) -> dict[str, Array]:
@@ -204,9 +210,9 @@ def _sliced(node: Node) -> Hashable | None:
 
 
 STEPS = (
-    Step("decompose", 2, decompose),
+    Step("decompose", 3, decompose),
     Step("ranks", 2, ranks, decides=True),
     Step("noise", 1, noise),
     Step("factorize", 1, factorize, small=_sliced),
-    Step("score", 3, score, small=_of_one_kernel),
+    Step("score", 4, score, small=_of_one_kernel),
 )

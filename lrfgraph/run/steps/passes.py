@@ -53,5 +53,5 @@ def curvature(task: Task) -> Result:
 
 STEPS = (
     Step("record", 1, record, record_together),
-    Step("curvature", 5, curvature, curvature_together),
+    Step("curvature", 6, curvature, curvature_together),
 )

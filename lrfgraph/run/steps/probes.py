@@ -18,7 +18,7 @@ def probe_together(tasks: list[Task]) -> list[Result]:
     from lrfgraph.network.probing import Probe, probe
 
     first = tasks[0]
-    images, _ = images_of(first.inputs["data"], first.locators, "calibration")
+    images, _ = images_of(first.inputs["data"], first.locators, "validation")
     model = fresh_network_of(first.inputs["model"], first.locators["trust"])
     probes = []
     for task in tasks:
@@ -39,4 +39,4 @@ def probe(task: Task) -> Result:
     return probe_together([task])[0]
 
 
-STEPS = (Step("probe", 1, probe, probe_together),)
+STEPS = (Step("probe", 2, probe, probe_together),)
