@@ -24,7 +24,7 @@ from lrfgraph.selection.problem import Choice
 
 __all__ = ["STAGES", "result_folder", "summary", "write"]
 
-STAGES = ("baseline", "pruned", "factorized", "repaired", "finetuned")
+STAGES = ("baseline", "pruned", "trained", "factorized", "repaired", "finetuned")
 
 
 def summary(compression: Compression, model: Path) -> dict[str, Any]:
@@ -45,6 +45,7 @@ def summary(compression: Compression, model: Path) -> dict[str, Any]:
         **stages,
         "final": stages[compression.final] if exported else None,
         "pruning": _pruning(compression),
+        "shrinking": compression.shrinking,
         "layers": layer_rows(compression),
         "nodes": nodes,
         "seconds": {name: round(value, 3) for name, value in driver.seconds.items()},
