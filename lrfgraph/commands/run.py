@@ -13,6 +13,7 @@ from lrfgraph.report import summary as results
 from lrfgraph.report import tables
 from lrfgraph.report.design_space import write_design_space
 from lrfgraph.report.progress import Progress
+from lrfgraph.report.shrinking import epochs_table, write_epochs
 
 __all__ = ["run_and_report"]
 
@@ -31,6 +32,7 @@ def run_and_report(model: Path, asked: Asked, *, as_json: bool = False) -> dict[
         compression = compress(model, asked.recipe, base=asked.folder, on_event=progress, on_baseline=on_baseline)
         summary = results.summary(compression, model)
         write_design_space(compression, folder)
+        write_epochs(compression, folder)
         summary["warnings"] += asked.notes
         results.write(compression, folder, summary)
     if as_json:
@@ -38,6 +40,8 @@ def run_and_report(model: Path, asked: Asked, *, as_json: bool = False) -> dict[
         return summary
     if compression.pruned:
         print(f"\n{tables.pruning_table(summary)}")
+    if compression.shrinking:
+        print(f"\n{epochs_table(summary)}")
     if compression.decision:
         print(f"\n{tables.layers_table(summary)}")
     if compression.points:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["caption", "draw_design_space", "draw_layers"]
+__all__ = ["caption", "draw_design_space", "draw_layers", "new_figure", "save_figure"]
 
 Row = Mapping[str, Any]
 SHARES = {"parameters_share": ("parameters", "o"), "macs_share": ("MACs", "s")}
@@ -25,7 +25,7 @@ def draw_design_space(
     candidates, configurations : rows of the tables of the same names.  titles : of the similarity and the measure.
     """
     metric, measure = titles
-    figure = _figure(12, 5)
+    figure = new_figure(12, 5)
     left, right = figure.subplots(1, 2)
     markers = dict(zip(dict.fromkeys(row["method"] for row in candidates), "osD^v<>P*X", strict=False))
     for method, marker in markers.items():
@@ -51,7 +51,7 @@ def draw_design_space(
     right.set(xlabel="share of the network kept", ylabel=f"{measure} on validation images, %")
     right.set_title(f"{len(points)} measured configurations")
     right.legend(fontsize=8)
-    _save(figure, path, caption(titles))
+    save_figure(figure, path, caption(titles))
 
 
 def caption(titles: Sequence[str]) -> str:
@@ -64,7 +64,7 @@ def draw_layers(path: Path, layers: Sequence[Row]) -> None:
 
     layers : rows of summary.json's ``layers``.
     """
-    figure = _figure(9, 1.2 + 0.28 * len(layers))
+    figure = new_figure(9, 1.2 + 0.28 * len(layers))
     axes = figure.subplots()
     places = range(len(layers))
     before, after = ([max(row["parameters"][which], 1) for row in layers] for which in (0, 1))
@@ -81,20 +81,21 @@ def draw_layers(path: Path, layers: Sequence[Row]) -> None:
     axes.set_yticks(list(places), [row["name"] for row in layers], fontsize=8)
     axes.invert_yaxis()
     axes.legend(fontsize=8, loc="lower right")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _percent(row: Row) -> float:
     return 100 * float(row["accuracy_validation"])
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty picture, its sizes in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Figure, path: Path, description: str = "") -> None:
+def save_figure(figure: Figure, path: Path, description: str = "") -> None:
     """Write a picture whole."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -192,7 +193,7 @@ class Trainer:
         if self.state.weight is None:
             self.state.weight = self.options.rank
         weight = self.state.weight if plan["shrinks"] else 0.0
-        losses = self._train(plan, weight, progress)
+        losses, seconds = self._train(plan, weight, progress)
         if not all(map(math.isfinite, losses)):
             raise ModelError(
                 f"training diverged in epoch {plan['number']}: its loss is {losses[0]}; set dprp.learning_rate "
@@ -212,30 +213,35 @@ class Trainer:
             "rank_weight": weight,
             "lost": max(lost, default=0.0),
             "orthogonality": self.orthogonality(),
+            "step_seconds": seconds,
             "ranks": [form.rank for form in self.state.forms],
             "dense": [form.dense for form in self.state.forms],
         }
         return row | self._measures()
 
-    def _train(self, plan: Mapping[str, Any], weight: float, progress: Progress) -> list[float]:
+    def _train(self, plan: Mapping[str, Any], weight: float, progress: Progress) -> tuple[list[float], float]:
+        """Return the mean losses, and the median seconds of a step."""
         import tensorflow as tf
 
         assert self.student is not None
         first, last = plan["rates"]
         for index, variable in enumerate(self.student.seeds):
             variable.assign(np.array([self.options.seed + plan["number"], index], variable.dtype))
-        steps, sums = self.batches.steps, []
+        steps, sums, seconds = self.batches.steps, [], []
         for fisher in self.fisher:
             fisher.assign(np.zeros(fisher.shape, np.float32))
         for number, (_, images, labels) in enumerate(self.batches.epoch(plan["number"])):
+            started = time.perf_counter()
             answers = np.zeros(len(labels), np.float32)
             if self.teacher is not None:
                 answers = compiled_forward(self.teacher)(list(images))
             self.optimizer.learning_rate.assign(first + (last - first) * number / steps)
             sums.append(self.step(list(images), answers, labels, tf.constant(weight, tf.float32)))
+            seconds.append(time.perf_counter() - started)
             if number % 10 == 0:
                 progress(number, steps, f"epoch {plan['number']}")
-        return [float(value) for value in np.mean([each.numpy() for each in sums], axis=0)]
+        losses = [float(value) for value in np.mean([each.numpy() for each in sums], axis=0)]
+        return losses, round(float(np.median(seconds)), 4)  # the first step compiles
 
     def _importances(self) -> list[Array]:
         """(groups, rank) of each layer: what tells how much each singular value matters."""
