@@ -48,11 +48,13 @@ class DprpOptions(Section):
     tolerance: float = option(
         0.01, NUMBER, "Share of a layer's energy that an epoch's end may cut off", above=0, high=1
     )
-    orthogonality: float = option(10.0, NUMBER, "Weight of the orthogonality loss", low=0)
+    orthogonality: float = option(100.0, NUMBER, "Weight of the orthogonality loss", low=0)
     rank: float = option(0.1, NUMBER, "Weight of the rank-reduction loss at the beginning", low=0)
     images: int | None = option(None, INTEGER, "Images of an epoch, none for all", low=1)
     batch: int = option(128, INTEGER, "Images per step", low=1)
-    learning_rate: float = option(1e-3, NUMBER, "Learning rate after the first epoch", above=0)
+    learning_rate: float | None = option(
+        None, NUMBER, "Learning rate after the first epoch (default: 3e-4, of fresh weights 1e-3)", above=0
+    )
     cooldown: int = option(8, INTEGER, "Last epochs, in which the learning rate falls to 0", low=0)
     batchnorm: str | None = option(
         None,

@@ -106,7 +106,7 @@ class Trainer:
         self.factors = [keras.Variable(value, dtype="float32") for value in state.values]
         self.fisher = [keras.Variable(np.zeros_like(s), trainable=False) for s in state.values[1::3]]
         self.variables = [*self.factors, *self.student.trainable]
-        self.optimizer = keras.optimizers.Adam(options.learning_rate)
+        self.optimizer = keras.optimizers.Adam()
         self.optimizer.build(self.variables)
         if state.momentum:
             slots = [*self.optimizer._momentums, *self.optimizer._velocities]
