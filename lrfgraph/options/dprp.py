@@ -48,7 +48,9 @@ class DprpOptions(Section):
     tolerance: float = option(
         0.01, NUMBER, "Share of a layer's energy that an epoch's end may cut off", above=0, high=1
     )
-    orthogonality: float = option(100.0, NUMBER, "Weight of the orthogonality loss", low=0)
+    orthogonality: float = option(
+        0.3, NUMBER, "Weight of the orthogonality loss; 1 goes to the nearest orthonormal factors", low=0, high=1
+    )
     rank: float = option(0.1, NUMBER, "Weight of the rank-reduction loss at the beginning", low=0)
     images: int | None = option(None, INTEGER, "Images of an epoch, none for all", low=1)
     batch: int = option(128, INTEGER, "Images per step", low=1)

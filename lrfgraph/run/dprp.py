@@ -77,8 +77,10 @@ def train(driver: Driver, compression: Compression) -> Compression:
 
 
 def _methods(network: Network, options: DprpOptions) -> dict[int, list[str]]:
-    """The layers that shrink, by number, and the methods whose matrix each may become."""
-    methods = {}
+    """The layers that shrink, by number, and the methods whose matrix each may become; none where all is to stay."""
+    methods: dict[int, list[str]] = {}
+    if not shrinks(options):
+        return methods
     for number, layer in enumerate(network.layers):
         if not reason(layer, options):
             methods[number] = _matrices(layer, options)
@@ -90,8 +92,16 @@ def _methods(network: Network, options: DprpOptions) -> dict[int, list[str]]:
     return methods
 
 
+def shrinks(options: DprpOptions) -> bool:
+    """Whether anything is to become smaller: ``--params 1`` asks for a training of the network as it is."""
+    targets = [share for share in (options.params, options.macs) if share is not None]
+    return not targets or min(targets) < 1
+
+
 def reason(layer: LayerSpec, options: DprpOptions) -> str:
     """Say why a layer is trained as it is, or return ``""``."""
+    if not shrinks(options):
+        return "nothing is to become smaller"
     if layer.kept or not layer.kind:
         return layer.kept or "has no kernel"
     if any(fnmatch(layer.name, pattern) for pattern in options.skip):

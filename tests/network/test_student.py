@@ -10,7 +10,7 @@ import pytest
 from lrfgraph.methods import METHODS
 from lrfgraph.network.describing import describe
 from lrfgraph.network.operations import kernel_variable, layer_at
-from lrfgraph.network.shrinking.factors import absorbed, decompose, keep, kernels, losses, native
+from lrfgraph.network.shrinking.factors import absorbed, decompose, keep, kernels, native, orthogonality_step, rank_loss
 from lrfgraph.network.shrinking.student import Student, fresh, others_of, values_of
 from lrfgraph.selection.shrinking import Form
 from tests.network import models
@@ -110,15 +110,26 @@ def test_columns_stay_by_group() -> None:
 
 
 def test_losses_are_those_of_the_definition() -> None:
-    rng = np.random.default_rng(0)
-    left, scale, right = (rng.normal(size=size).astype("float32") for size in ((1, 6, 3), (1, 3), (1, 5, 3)))
     import tensorflow as tf
 
-    apart, reduction = losses([tuple(map(tf.constant, (left, scale, right)))], [0.4])
-    grams = [side[0].T @ side[0] - np.eye(3) for side in (left, right)]
-    assert float(apart) == pytest.approx(sum(np.square(gram).sum() for gram in grams) / 9, rel=1e-5)
+    rng = np.random.default_rng(0)
+    side, scale = rng.normal(size=(1, 6, 3)).astype("float32"), rng.normal(size=(1, 3)).astype("float32")
+    gram = side[0].T @ side[0] - np.eye(3)
+    with tf.GradientTape() as tape:
+        variable = tf.Variable(side)
+        loss, step = orthogonality_step(variable)
+    assert float(loss) == pytest.approx(np.square(gram).sum() / 9, rel=1e-5)
+    np.testing.assert_allclose(tape.gradient(loss, variable), step * 8 / 9, rtol=1e-4, atol=1e-5)
     expected = 0.4 * np.abs(scale).sum() / np.linalg.norm(scale)
-    assert float(reduction) == pytest.approx(expected, rel=1e-5)
+    assert float(rank_loss([tf.constant(scale)], [0.4])) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_whole_step_leads_to_orthonormal_factors() -> None:
+    rng = np.random.default_rng(0)
+    side = np.linalg.qr(rng.normal(size=(2, 8, 3)))[0].astype("float32") + 0.02 * rng.normal(size=(2, 8, 3))
+    _, step = orthogonality_step(side.astype("float32"))
+    before, after = (np.abs(np.swapaxes(u, 1, 2) @ u - np.eye(3)).max() for u in (side, side - step))
+    assert after < 0.1 * before
 
 
 def test_fresh_weights_follow_the_seed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from lrfgraph.methods import METHODS
 from lrfgraph.methods.algebra import transpose
 from lrfgraph.selection.shrinking import Form
 
-__all__ = ["absorbed", "decompose", "keep", "kernels", "losses", "native"]
+__all__ = ["absorbed", "decompose", "keep", "kernels", "native", "orthogonality_step", "rank_loss"]
 
 NEGLIGIBLE = 1e-6
 """Share of the largest singular value below which one counts as zero."""
@@ -83,19 +84,25 @@ def native(operation: Any, kernel: Any) -> Any:
     return KINDS_BY_CLASS[type(operation).__name__].family.order.native(kernel, keras.ops)
 
 
-def losses(factors: Any, shares: Any) -> tuple[Any, Any]:
-    """Return the orthogonality loss and the rank-reduction loss of all layers' (U, s, V), tensors.
+def rank_loss(scales: Sequence[Any], shares: Sequence[float]) -> Any:
+    """Return Σ c·‖s‖₁/‖s‖₂ of the singular values (groups, r) of all layers; c is the layer's share of the cost."""
+    import tensorflow as tf
 
-    Σ (‖UᵀU − I‖² + ‖VᵀV − I‖²)/r², and Σ c·‖s‖₁/‖s‖₂ with c the layer's share of the cost.
+    total = tf.constant(0.0)
+    for scale, share in zip(scales, shares, strict=True):
+        norm = tf.sqrt(tf.reduce_sum(tf.square(scale), -1) + 1e-12)
+        total += share * tf.reduce_mean(tf.reduce_sum(tf.abs(scale), -1) / norm)
+    return total
+
+
+def orthogonality_step(side: Any) -> tuple[Any, Any]:
+    """Return the orthogonality loss ‖UᵀU − I‖²/r² of one factor (groups, m, r), and the step that lowers it.
+
+    The step is along the loss' gradient, 4·U(UᵀU − I)/r², of the length that leads to the nearest orthonormal factor
+    where U is close to it (Newton and Schulz): U(UᵀU − I)/2.
     """
     import tensorflow as tf
 
-    orthogonality, reduction = [], []
-    for (left, scale, right), share in zip(factors, shares, strict=True):
-        rank = float(scale.shape[-1])
-        for side in (left, right):
-            gram = tf.matmul(side, side, transpose_a=True) - tf.eye(int(rank))
-            orthogonality.append(tf.reduce_sum(tf.square(gram)) / rank**2)
-        norm = tf.sqrt(tf.reduce_sum(tf.square(scale), -1) + 1e-12)
-        reduction.append(share * tf.reduce_mean(tf.reduce_sum(tf.abs(scale), -1) / norm))
-    return tf.add_n(orthogonality), tf.add_n(reduction)
+    rank = int(side.shape[-1])
+    apart = tf.matmul(side, side, transpose_a=True) - tf.eye(rank)
+    return tf.reduce_sum(tf.square(apart)) / rank**2, tf.matmul(side, apart) / 2

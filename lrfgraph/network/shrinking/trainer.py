@@ -150,6 +150,7 @@ class Trainer:
         @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
         def step(images: Any, teacher_outputs: Any, labels: Any, weight: Any) -> Any:
             sources = [variable.value for variable in variables]
+            scales = sources[1:count:3]
             with tf.GradientTape() as tape:
                 tape.watch(sources)
                 pairs = list(zip(kernels, self._kernels(map(tf.convert_to_tensor, sources[:count])), strict=True))
@@ -158,15 +159,19 @@ class Trainer:
                 task = self._task_loss(tf.nest.flatten(outputs)[0], teacher_outputs, labels)
             gradients = tape.gradient(task, sources, unconnected_gradients="zero")
             with tf.GradientTape() as tape:
-                tape.watch(sources[:count])
-                triples = self._triples(list(map(tf.convert_to_tensor, sources[:count])))
-                apart, reduction = algebra.losses(triples, shares)
-                loss = orthogonality * apart + weight * reduction
-            pulls = tape.gradient(loss, sources[:count])
+                tape.watch(scales)
+                reduction = algebra.rank_loss([tf.convert_to_tensor(scale) for scale in scales], shares)
+            pulls = tape.gradient(reduction, scales, unconnected_gradients="zero")
             for fisher, gradient in zip(self.fisher, gradients[1:count:3], strict=True):
                 fisher.assign_add(tf.square(gradient))
-            gradients = [g + p for g, p in zip(gradients, pulls, strict=False)] + gradients[count:]
+            gradients[1:count:3] = [g + weight * p for g, p in zip(gradients[1:count:3], pulls, strict=True)]
             optimizer.apply(gradients, variables)
+            apart = tf.constant(0.0)
+            for index in range(count):
+                if index % 3 != 1:  # a step of its own: in Adam's moments it would drown the task's gradient
+                    loss, move = algebra.orthogonality_step(tf.convert_to_tensor(sources[index]))
+                    variables[index].assign_sub(orthogonality * move)
+                    apart += loss
             for variable in moving:
                 value = scope.get_current_value(variable)
                 if value is not None:
