@@ -55,7 +55,7 @@ class DprpOptions(Section):
     images: int | None = option(None, INTEGER, "Images of an epoch, none for all", low=1)
     batch: int = option(128, INTEGER, "Images per step", low=1)
     learning_rate: float | None = option(
-        None, NUMBER, "Learning rate after the first epoch (default: 3e-4, of fresh weights 1e-3)", above=0
+        None, NUMBER, "Learning rate after the first epoch (default: 2e-4, of fresh weights 1e-3)", above=0
     )
     cooldown: int = option(8, INTEGER, "Last epochs, in which the learning rate falls to 0", low=0)
     batchnorm: str | None = option(

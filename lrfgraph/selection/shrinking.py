@@ -85,7 +85,7 @@ def course(options: DprpOptions) -> list[dict[str, Any]]:
 
 
 def _rate(options: DprpOptions, place: int, cooldown: int) -> float:
-    highest = options.learning_rate or (1e-3 if options.from_scratch else 3e-4)
+    highest = options.learning_rate or (1e-3 if options.from_scratch else 2e-4)
     if place == 0:
         return FIRST_RATE * highest
     return highest * min(1.0, (options.epochs - place) / cooldown) if cooldown else highest
