@@ -53,7 +53,8 @@ def write_epochs(compression: Compression, folder: Path) -> None:
     try:
         _replace(folder / "epochs.csv", _csv(epochs, shrinking["layers"]))
         draw_epochs(folder / "epochs.png", epochs, base, next(iter(measures.items())))
-        draw_ranks(folder / "ranks.png", shrinking["layers"], shrinking["ranks"], epochs[-1]["ranks"])
+        if shrinking["layers"]:
+            draw_ranks(folder / "ranks.png", shrinking["layers"], shrinking["ranks"], epochs[-1]["ranks"])
     except OSError as error:
         raise OutputError(
             f"output folder {folder} cannot be written ({error.strerror}); choose another with --out"

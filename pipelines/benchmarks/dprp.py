@@ -21,11 +21,14 @@ from networks import arguments, model_path, print_table, recipe_of, write
 from lrfgraph import api
 from lrfgraph.run import nodes
 
-TRAINED = {"resnet20_cifar10": {"dprp.crop": "4", "dprp.flip": "true", "dprp.epochs": "20", "dprp.batch": "64"}}
-SCRATCH = {
-    "lenet5_mnist": {"dprp.epochs": "12"},
-    "cnn_gtsrb": {"dprp.epochs": "12", "dprp.crop": "2", "data.split": "blocks"},
+TRAINED = {
+    "resnet20_cifar10": {"epochs": "20", "images": "4000", "batch": "64", "crop": "4", "flip": "true"},
 }
+SCRATCH = {
+    "lenet5_mnist": {"epochs": "12", "images": "20000"},
+    "cnn_gtsrb": {"epochs": "12", "images": "8000", "crop": "2"},
+}
+"""Options of the training, of two cores that others use, too."""
 PER_EPOCH = (
     "parameters",
     "macs",
@@ -60,7 +63,7 @@ def trained(given: argparse.Namespace) -> Any:
 
 def scratch(given: argparse.Namespace) -> Any:
     for name in filter(SCRATCH.get, given.networks):
-        options = SCRATCH[name] | {"dprp.from_scratch": "true"}
+        options = SCRATCH[name] | {"from_scratch": "true"}
         whole = measured(name, given, options, 1.0)
         yield whole
         for share in given.shares:
@@ -70,15 +73,15 @@ def scratch(given: argparse.Namespace) -> Any:
 
 def losses(given: argparse.Namespace) -> Any:
     name = "lenet5_mnist"
-    for change in ({}, {"dprp.orthogonality": "0"}, {"dprp.rank": "0"}):
-        options = {"dprp.epochs": "4", "dprp.images": "10000", "dprp.pace": "0.25", **change}
+    for change in ({}, {"orthogonality": "0"}, {"rank": "0"}):
+        options = {"epochs": "4", "images": "10000", "pace": "0.25", "rank": "1", **change}
         yield {"without": list(change)} | measured(name, given, options, 0.5)
 
 
 def measured(name: str, given: argparse.Namespace, options: dict[str, str], share: float) -> dict[str, Any]:
     """Train a network to a share of its parameters, and measure it on the test images."""
-    changed = {key.replace(".", "__"): value for key, value in options.items()}
-    recipe = recipe_of(name, given, dprp__params=str(share), **changed)
+    asked = {f"dprp__{key}": value for key, value in options.items()}
+    recipe = recipe_of(name, given, dprp__params=str(share), data__validation="1000", **asked)
     compression = api.train(model_path(name, given), recipe)
     driver, network, shrinking = compression.driver, compression.network, compression.shrinking
     assert shrinking is not None

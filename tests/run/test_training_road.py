@@ -274,3 +274,12 @@ def test_a_pattern_that_matches_nothing_is_noted(trained: Train) -> None:
 
 def test_steps_of_training_are_steps() -> None:
     assert {"matricize", "epoch", "absorb"} <= STEPS.keys()
+
+
+def test_a_share_of_one_trains_the_network_as_it_is(call: Call, cache: Path, tmp_path: Path) -> None:
+    words = [*COMMON, "--params", "1", "--epochs", "1", "--from-scratch", "--flip"]
+    said = call("train", MODEL, *words, "--cache", cache, "--out", tmp_path / "out")
+    assert said.code == 0, said.err
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert {layer["reason"] for layer in summary["layers"]} == {"nothing is to become smaller"}
+    assert summary["final"]["parameters"] == summary["baseline"]["parameters"]
