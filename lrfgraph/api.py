@@ -1,4 +1,4 @@
-"""compress(), prune(), plan(), inspect(): what the command line calls, and what a Python program can call."""
+"""compress(), prune(), train(), plan(), inspect(): what the command line calls, and what a Python program can call."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from lrfgraph.options.option import check_choice
 from lrfgraph.options.recipe import Recipe
 from lrfgraph.pruning import SCORES
 from lrfgraph.run import stages
+from lrfgraph.run.dprp import check as check_training
 from lrfgraph.run.driver import Driver, Unplanned
 from lrfgraph.run.forecast import later
 from lrfgraph.run.needs import Need, needs_of
@@ -36,6 +37,7 @@ from lrfgraph.selection.policies import PUBLIC, policy_in_force
 
 __all__ = [
     "Compression", "Driver", "check", "compress", "inspect", "needs", "plan", "prune", "read", "run_name", "store_of",
+    "train",
 ]  # fmt: skip
 
 
@@ -87,6 +89,18 @@ def prune(
 ) -> Compression:
     """Remove whole channels of a model file, and factorize nothing; see `compress`."""
     recipe = (recipe or Recipe()).with_option("prune.method", "fbp").with_option("prune.alone", True)
+    return compress(model, recipe, base=base, on_event=on_event)
+
+
+def train(
+    model: str | Path,
+    recipe: Recipe | None = None,
+    *,
+    base: str | Path = ".",
+    on_event: Callable[[Event], None] | None = None,
+) -> Compression:
+    """Train the network of a model file while the ranks of its layers shrink; see `compress`."""
+    recipe = (recipe or Recipe()).with_option("dprp.enabled", True)
     return compress(model, recipe, base=base, on_event=on_event)
 
 
@@ -197,6 +211,9 @@ def check(recipe: Recipe) -> None:
             )
     elif recipe.prune.alone:
         raise ConfigurationError("prune.alone finishes a pruned network, received no prune.method; add --prune fbp")
+    if recipe.dprp.enabled:
+        check_training(recipe)
+        return
     policy = policy_in_force(recipe.select, recipe.data.source is not None)
     if policy.search is not None and recipe.select.cost == "mix":
         raise ConfigurationError(

@@ -16,8 +16,8 @@ from typer.core import TyperCommand
 from lrfgraph import __version__
 from lrfgraph.commands.asking import asking, cache_folder, looking, remote_url
 from lrfgraph.errors import LrfError, RecipeError
+from lrfgraph.options import dprp, pruning
 from lrfgraph.options.option import Option
-from lrfgraph.options.pruning import ALONE, SHARES, UNREAD
 from lrfgraph.options.recipe import OPTIONS
 from lrfgraph.options.values import SWITCH, nearest
 
@@ -74,8 +74,19 @@ class PruningCommand(RecipeCommand):
     flags: ClassVar[Mapping[str, Option]] = {
         flag: option
         for flag, option in RecipeCommand.flags.items()
-        if option.section not in UNREAD and option.key != "prune.method"
-    } | {f"--{name}": replace(OPTIONS[f"prune.{name}"], flag=f"--{name}") for name in SHARES}
+        if option.section not in pruning.UNREAD and option.key != "prune.method"
+    } | {f"--{name}": replace(OPTIONS[f"prune.{name}"], flag=f"--{name}") for name in pruning.SHARES}
+
+
+class TrainingCommand(RecipeCommand):
+    """A command that trains with shrinking ranks: its flags are those of ``[dprp]``."""
+
+    flags: ClassVar[Mapping[str, Option]] = {
+        flag: option for flag, option in RecipeCommand.flags.items() if option.section not in dprp.UNREAD
+    } | {
+        f"--{name.replace('_', '-')}": replace(OPTIONS[f"dprp.{name}"], flag=f"--{name.replace('_', '-')}")
+        for name in ("params", "macs", "epochs", "from_scratch", "matricization", "crop", "flip")
+    }
 
 
 def written_out(arguments: Sequence[str], flags: Mapping[str, Option], others: Sequence[str]) -> Iterator[str]:
@@ -146,7 +157,17 @@ def prune(model: Model, recipe: RecipeFile = None, settings: Settings = None,
     """Remove whole channels of MODEL, every layer that they are coupled with narrowed, and write the smaller model."""
     from lrfgraph.commands.run import run_and_report
 
-    with asking(model, recipe, settings, own=ALONE, flags=PruningCommand.flags) as asked:
+    with asking(model, recipe, settings, own=pruning.ALONE, flags=PruningCommand.flags) as asked:
+        run_and_report(model, asked, as_json=json)
+
+
+@app.command(cls=TrainingCommand)
+def train(model: Model, recipe: RecipeFile = None, settings: Settings = None,
+          json: Json = False, debug: Debug = False) -> None:  # fmt: skip
+    """Train MODEL while the ranks of its layers shrink, and write the smaller model; nothing is left to retrain."""
+    from lrfgraph.commands.run import run_and_report
+
+    with asking(model, recipe, settings, own=dprp.ALONE, flags=TrainingCommand.flags) as asked:
         run_and_report(model, asked, as_json=json)
 
 

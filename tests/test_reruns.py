@@ -215,6 +215,7 @@ SECTIONS = {
     "repair": MODEL,
     "finetune": {"finetune", "export", "evaluate"},
     "run": NOTHING,
+    "dprp": NOTHING,  # nothing of a run without training; tests/run/test_training_road.py has those with it
     "prune": NOTHING,  # nothing of a run without pruning; tests/run/test_pruning_road.py has those with it
 }
 """The same for options that have no row of their own."""
@@ -255,11 +256,13 @@ SPECIAL = {
 
 PRUNING = {"couple", "importance", "widths", "prune", "adjust"}
 """Kinds of nodes of filter pruning."""
+TRAINING = {"matricize", "epoch", "absorb"}
+"""Kinds of nodes of training with shrinking ranks."""
 
 
 def test_all_kinds_of_nodes_are_in_the_graph(base: Graph) -> None:
     kinds = set(base.keys).union(*(Graph(recipe).keys for recipe in SPECIAL.values()))
-    assert kinds | PRUNING == STEPS.keys()
+    assert kinds | PRUNING | TRAINING == STEPS.keys()
 
 
 def test_probes_enter_the_decision() -> None:

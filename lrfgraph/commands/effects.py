@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from lrfgraph.errors import RecipeError
+from lrfgraph.options import dprp, pruning
 from lrfgraph.options.asked import Asked, literal
 from lrfgraph.options.option import SET, check_choice
-from lrfgraph.options.pruning import UNREAD
 from lrfgraph.options.recipe import OPTIONS
 from lrfgraph.selection.policies import POLICIES, PUBLIC, policy_in_force
 from lrfgraph.selection.policy import Policy
@@ -32,7 +32,7 @@ class Idle:
 
 def checked(asked: Asked) -> Asked:
     """Return what is asked for with the policy it comes to and notes; raises RecipeError for what is contradictory."""
-    alone = asked.recipe.prune.alone
+    alone = asked.recipe.prune.alone or asked.recipe.dprp.enabled
     asked = asked if alone else _with_implied_policy(asked)
     notes = [] if alone else [*_check_images(asked), *_reported_only(asked)]
     for idle in idle_options(asked):
@@ -69,7 +69,9 @@ def _gated(asked: Asked, key: str, gated: str | None = None) -> Idle | None:
 def _unread(asked: Asked, key: str, policy: Policy) -> Idle | None:
     """Say that the policy in force does not read an option of ``[select]``."""
     section, _, name = key.partition(".")
-    if section in UNREAD and asked.recipe.prune.alone:
+    if section in dprp.UNREAD and asked.recipe.dprp.enabled:
+        return Idle(key, "where a network is trained with shrinking ranks", "use run")
+    if section in pruning.UNREAD and asked.recipe.prune.alone:
         return Idle(key, "where channels are pruned and nothing is factorized", "use run --prune fbp")
     if section != "select" or name in policy.relevant:
         return None

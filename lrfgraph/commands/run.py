@@ -22,7 +22,7 @@ __all__ = ["carry_out", "run_and_report"]
 
 def run_and_report(model: Path, asked: Asked, *, as_json: bool = False) -> dict[str, Any]:
     """Run, write the results and print them; returns the summary."""
-    end = "pruned" if asked.recipe.prune.alone else "compressed"
+    end = "trained" if asked.recipe.dprp.enabled else "pruned" if asked.recipe.prune.alone else "compressed"
     out = Path(asked.recipe.run.out or f"{model.stem}-{end}")
     with Progress() as progress:
 

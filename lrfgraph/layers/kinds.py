@@ -35,11 +35,11 @@ class KernelOrder:
     """How Keras orders a kernel's axes.
 
     canonical : a Keras kernel and its number of groups to ``(groups, *spatial, inputs, outputs)``, channels per group.
-    native : back.
+    native : back; of a tensor, with the module of its functions (``keras.ops``) in NumPy's place.
     """
 
     canonical: Callable[[Array, int], Array]
-    native: Callable[[Array], Array]
+    native: Callable[..., Array]
 
 
 def _split_groups(kernel: Array, groups: int) -> Array:
@@ -47,10 +47,10 @@ def _split_groups(kernel: Array, groups: int) -> Array:
     return np.moveaxis(kernel.reshape(*spatial, inputs, groups, outputs // groups), -2, 0)
 
 
-def _join_groups(kernel: Array) -> Array:
-    joined = np.moveaxis(kernel, 0, -2)
+def _join_groups(kernel: Any, xp: Any = np) -> Any:
+    joined = xp.moveaxis(kernel, 0, -2)
     *spatial, inputs, groups, outputs = joined.shape
-    return joined.reshape(*spatial, inputs, groups * outputs)
+    return xp.reshape(joined, (*spatial, inputs, groups * outputs))
 
 
 PLAIN = KernelOrder(_split_groups, _join_groups)
@@ -58,13 +58,13 @@ PLAIN = KernelOrder(_split_groups, _join_groups)
 
 SWAPPED = KernelOrder(
     lambda kernel, groups: _split_groups(np.swapaxes(kernel, -1, -2), groups),
-    lambda kernel: np.swapaxes(_join_groups(kernel), -1, -2),
+    lambda kernel, xp=np: xp.swapaxes(_join_groups(kernel, xp), -1, -2),
 )
 """``(*spatial, outputs, inputs)``."""
 
 PER_CHANNEL = KernelOrder(
     lambda kernel, groups: np.moveaxis(kernel, -2, 0)[..., None, :],
-    lambda kernel: np.moveaxis(kernel[..., 0, :], 0, -2),
+    lambda kernel, xp=np: xp.moveaxis(kernel[..., 0, :], 0, -2),
 )
 """``(*spatial, inputs, multiplier)``: every channel is a group."""
 

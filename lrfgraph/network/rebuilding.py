@@ -9,7 +9,7 @@ from lrfgraph.errors import LayerError
 from lrfgraph.network.graph import flatten
 from lrfgraph.network.keras_layers import Chain, Replacement, make_layers
 
-__all__ = ["Chain", "rebuild"]
+__all__ = ["Chain", "rebuild", "rebuild_fresh"]
 
 
 def rebuild(model: Any, chains: Mapping[str, Chain]) -> Any:
@@ -18,6 +18,18 @@ def rebuild(model: Any, chains: Mapping[str, Chain]) -> Any:
     Nested models stay nested, shared layers shared, inputs and outputs keep their structure.  Raises LayerError where
     a path is unknown or a chain does not fit its layer.
     """
+    rebuilt, cloner = _cloned(model, chains)
+    cloner.fill()
+    return rebuilt
+
+
+def rebuild_fresh(model: Any, chains: Mapping[str, Chain]) -> tuple[Any, dict[str, tuple[Any, ...]]]:
+    """Return the same without the weights, which are fresh, and by path the layers that stand in for each layer."""
+    rebuilt, cloner = _cloned(model, chains)
+    return rebuilt, {call.path: cloner.stand_ins(call.operation) for call in flatten(model).calls}
+
+
+def _cloned(model: Any, chains: Mapping[str, Chain]) -> tuple[Any, _Cloner]:
     graph = flatten(model)
     paths = {call.path: call.operation for call in graph.calls}
     unknown = [path for path in chains if path not in paths]
@@ -30,9 +42,7 @@ def rebuild(model: Any, chains: Mapping[str, Chain]) -> Any:
         shape = next(graph.shapes[c.inputs[0]] for c in graph.calls if c.operation is operation)
         replacements[id(operation)] = make_layers(operation, chain, shape, names)
     cloner = _Cloner(replacements)
-    rebuilt = cloner.clone(model)
-    cloner.fill()
-    return rebuilt
+    return cloner.clone(model), cloner
 
 
 class _Cloner:
@@ -80,6 +90,11 @@ class _Cloner:
                 self.clones[key] = type(operation).from_config(operation.get_config())
                 self.pairs.append((operation, self.clones[key]))
         return self.clones[key]
+
+    def stand_ins(self, operation: Any) -> tuple[Any, ...]:
+        """The layers in place of one: its chain, or its clone alone."""
+        clone = self.operation(operation)
+        return clone.layers if isinstance(clone, Replacement) else (clone,)
 
     def fill(self) -> None:
         for old, new in self.pairs:

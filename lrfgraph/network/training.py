@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfgraph.errors import DataError
-from lrfgraph.images.sources import channel_axis
+from lrfgraph.network.batches import Batches, Split
 from lrfgraph.network.evaluating import compiled_forward, measure, predict
 from lrfgraph.network.graph import input_structure
 from lrfgraph.network.heads import Head, own_targets
@@ -31,17 +30,6 @@ Progress = Callable[[int, int, str], None]
 
 CHECKPOINT = "finetune.npz"
 LARGEST_OUTPUTS = 1 << 28  # bytes of the teacher's outputs that are kept; beyond, it is asked anew each step
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images, array-like (n, …), and the targets that a head gives of them, or ``None``."""
-
-    x: Any
-    y: Any = None
-
-    def __len__(self) -> int:
-        return len(self.x)
 
 
 @dataclass(frozen=True)
@@ -105,12 +93,11 @@ class _Run:
         )
         x = training.x
         self.labels = options.labels and self.training.y is not None and options.alpha < 1
-        self._check_augmentation(x)
-        self.batch = min(options.batch, len(x))
-        self.steps = len(x) // self.batch  # a short last batch would unsettle BatchNorm; the order changes each epoch
+        self.batches = Batches(self.training, "finetune", options, self.labels)
+        self.steps = self.batches.steps
         self.teacher_validation = predict(teacher, validation.x)
         size = 4 * len(x) * math.prod(self.teacher_validation.shape[1:])
-        self.teacher_outputs = None if self.augments or size > LARGEST_OUTPUTS else predict(teacher, x)
+        self.teacher_outputs = None if self.batches.augments or size > LARGEST_OUTPUTS else predict(teacher, x)
         self.optimizer = keras.optimizers.AdamW(options.learning_rate, options.weight_decay)
         self.optimizer.exclude_from_weight_decay(_factors(student, teacher))
         self.optimizer.build(student.trainable_variables)
@@ -120,22 +107,6 @@ class _Run:
             variable.assign(np.array([options.seed, index], variable.dtype))
         self.best = self._weights()
         self.best_score = self._score()[0]
-
-    def _check_augmentation(self, x: Any) -> None:
-        """Raise DataError where images cannot be moved as asked, or their targets not with them."""
-        options, y = self.options, self.training.y
-        self.augments = options.crop > 0 or options.flip
-        spatial = tuple(_spatial(x.shape).values())
-        if options.crop >= max(min(spatial, default=options.crop + 1), 1):
-            raise DataError(f"[finetune] crop {options.crop} is too large for images of shape {x.shape[1:]}")
-        if self.augments and getattr(x, "several", False):
-            raise DataError("[finetune] crop and flip move the images of one input, the model takes several")
-        shape = () if y is None else tuple(np.shape(y[:1])[1:])
-        if self.augments and self.labels and len(shape) > 1 and not _moves_along(shape, x.shape):
-            raise DataError(
-                f"[finetune] crop and flip move images of shape {x.shape[1:]}, targets of shape {shape} cannot follow; "
-                "leave them out, or set finetune.labels=false"
-            )
 
     def train(self) -> History:
         self._resume()
@@ -160,20 +131,8 @@ class _Run:
         return self.history
 
     def _epoch(self, epoch: int) -> float:
-        random = np.random.default_rng([self.options.seed, epoch])
-        order = random.permutation(len(self.training))
-        axes = len(_spatial(self.training.x.shape))
         losses = []
-        for step in range(self.steps):
-            chosen = np.sort(order[step * self.batch : (step + 1) * self.batch])
-            images = _as_tuple(self.training.x[chosen])
-            labels = self._labels(chosen, images)
-            if self.augments:
-                shifts = random.integers(-self.options.crop, self.options.crop + 1, (len(chosen), axes))
-                mirrored = (random.random(len(chosen)) < 0.5) & self.options.flip
-                images = (moved(images[0], shifts, mirrored),)
-                if labels.ndim > 2:
-                    labels = _moved_targets(labels, shifts, mirrored, images[0].ndim)
+        for step, (chosen, images, labels) in enumerate(self.batches.epoch(epoch)):
             if self.teacher_outputs is None:
                 teacher_outputs = compiled_forward(self.teacher)(list(images))
             else:
@@ -184,11 +143,6 @@ class _Run:
             if step % 10 == 0:
                 self._tell(done)
         return float(np.mean([float(loss) for loss in losses]))
-
-    def _labels(self, chosen: Array, images: tuple[Array, ...]) -> Array:
-        if not self.labels:
-            return np.zeros(len(chosen), np.float32)
-        return images[0] if self.training.y is self.training.x else np.asarray(self.training.y[chosen])
 
     def _rate(self, done: int) -> float:
         """A cosine from the learning rate to 0, in float64: Keras' CosineDecay rounds every second rate otherwise."""
@@ -307,45 +261,3 @@ def _values(variables: list[Any]) -> list[Array]:
     import keras
 
     return [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
-
-
-def moved(images: Array, shifts: Array, mirrored: Array) -> Array:
-    """Shift each image along its spatial axes, edges reflected, and mirror some along the last one.
-
-    images : (n, …), channels first or last.  shifts : (n, spatial axes).  mirrored : (n,) booleans.
-    """
-    spatial = _spatial(images.shape)
-    for column, (axis, size) in enumerate(spatial.items()):
-        index = np.abs(np.arange(size) + shifts[:, column, None])
-        index = (size - 1) - np.abs((size - 1) - index)
-        if column == len(spatial) - 1:
-            index = np.where(mirrored[:, None], size - 1 - index, index)
-        shape = [len(images)] + [1] * (images.ndim - 1)
-        shape[axis] = size
-        images = np.take_along_axis(images, index.reshape(shape), axis)
-    return images
-
-
-def _as_tuple(batch: Any) -> tuple[Array, ...]:
-    return tuple(np.asarray(array, np.float32) for array in (batch if isinstance(batch, tuple) else (batch,)))
-
-
-def _moves_along(targets: tuple[int, ...], images: tuple[int, ...]) -> bool:
-    """Whether targets have a value (or several, last) at each position of the images; shapes without a batch axis."""
-    spatial = tuple(_spatial(images).values())
-    if len(targets) == len(spatial):
-        return targets == spatial
-    return len(targets) == len(spatial) + 1 and tuple(_spatial((1, *targets)).values()) == spatial
-
-
-def _moved_targets(targets: Array, shifts: Array, mirrored: Array, axes: int) -> Array:
-    """Move targets with their images, which have `axes` axes."""
-    if targets.ndim == axes:
-        return moved(targets, shifts, mirrored)
-    return moved(targets[..., None], shifts, mirrored)[..., 0]
-
-
-def _spatial(shape: tuple[int, ...]) -> dict[int, int]:
-    """Spatial axes of a batch of images and their sizes."""
-    channels = channel_axis(tuple(shape[1:])) % (len(shape) - 1) + 1
-    return {axis: size for axis, size in enumerate(shape) if axis not in (0, channels)}

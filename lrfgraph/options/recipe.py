@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lrfgraph.errors import RecipeError
+from lrfgraph.options.dprp import DprpOptions
 from lrfgraph.options.option import SET, Option, Section, find, is_unknown, option, options_of
 from lrfgraph.options.pruning import PruneOptions
 from lrfgraph.options.values import (
@@ -323,6 +324,7 @@ class Recipe:
     data: DataOptions = field(default_factory=DataOptions)
     record: RecordOptions = field(default_factory=RecordOptions)
     prune: PruneOptions = field(default_factory=PruneOptions)
+    dprp: DprpOptions = field(default_factory=DprpOptions)
     explore: ExploreOptions = field(default_factory=ExploreOptions)
     similarity: SimilarityOptions = field(default_factory=SimilarityOptions)
     select: SelectOptions = field(default_factory=SelectOptions)

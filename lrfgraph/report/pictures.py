@@ -14,7 +14,7 @@ from lrfgraph.report.tables import TITLES
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["caption", "draw_design_space", "draw_layers", "png", "write_picture"]
+__all__ = ["caption", "draw_design_space", "draw_layers", "new_figure", "png", "write_picture"]
 
 Row = Mapping[str, Any]
 SHARES = {"parameters_share": ("parameters", "o"), "macs_share": ("MACs", "s")}
@@ -32,7 +32,7 @@ def draw_design_space(
     percent : whether that measure is a share of 1.
     """
     metric, measure = titles
-    figure = _figure(12, 5)
+    figure = new_figure(12, 5)
     left, right = figure.subplots(1, 2)
     markers = dict(zip(dict.fromkeys(row["method"] for row in candidates), "osD^v<>P*X", strict=False))
     for method, marker in markers.items():
@@ -86,7 +86,7 @@ def draw_layers(layers: Sequence[Row], before_title: str = "original") -> Figure
 
     layers : rows of summary.json's ``layers``.  before_title : what the network was before.
     """
-    figure = _figure(9, 1.2 + 0.28 * len(layers))
+    figure = new_figure(9, 1.2 + 0.28 * len(layers))
     axes = figure.subplots()
     places = range(len(layers))
     before, after = ([max(row["parameters"][which], 1) for row in layers] for which in (0, 1))
@@ -106,7 +106,8 @@ def draw_layers(layers: Sequence[Row], before_title: str = "original") -> Figure
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty picture, its sizes in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")

@@ -15,6 +15,7 @@ from lrfgraph.report import tables
 from lrfgraph.report.account import account, account_table, advice
 from lrfgraph.report.design_space import design_space_figure, layers_figure, write_design_space
 from lrfgraph.report.pictures import png
+from lrfgraph.report.shrinking import epochs_figure, epochs_table, ranks_figure, write_epochs
 from lrfgraph.run.state import Compression
 
 __all__ = ["Result"]
@@ -66,6 +67,8 @@ class Result:
         figures = {
             "design_space.png": design_space_figure(self.compression),
             "layers.png": layers_figure(self.compression),
+            "epochs.png": epochs_figure(self.compression),
+            "ranks.png": ranks_figure(self.compression),
         }
         return {name: png(figure) for name, figure in figures.items() if figure is not None}
 
@@ -73,6 +76,7 @@ class Result:
         """Write all that `lrfgraph run` leaves into a folder, and return it. Raises OutputError."""
         with results.result_folder(Path(folder)) as path:
             write_design_space(self.compression, path)
+            write_epochs(self.compression, path)
             results.write(self.compression, path, self.summary)
         return path
 
@@ -81,6 +85,7 @@ class Result:
         compression, summary = self.compression, self.summary
         shown = [
             (compression.pruned, tables.pruning_table),
+            (compression.shrinking, epochs_table),
             (compression.decision, tables.layers_table),
             (compression.points, tables.front_table),
             (compression.exported, tables.result_table),

@@ -24,7 +24,7 @@ from lrfgraph.selection.problem import Choice
 
 __all__ = ["STAGES", "front", "layer_rows", "result_folder", "summary", "write"]
 
-STAGES = ("baseline", "pruned", "factorized", "repaired", "finetuned")
+STAGES = ("baseline", "pruned", "trained", "factorized", "repaired", "finetuned")
 
 
 def summary(compression: Compression, model: Path) -> dict[str, Any]:
@@ -46,6 +46,7 @@ def summary(compression: Compression, model: Path) -> dict[str, Any]:
         "final": stages[compression.final] if exported else None,
         "rejected": list(compression.rejected),
         "pruning": _pruning(compression),
+        "shrinking": compression.shrinking,
         "layers": layer_rows(compression),
         "front": front(compression),
         "nodes": nodes,

@@ -34,6 +34,7 @@ __all__ = [
 TITLES = {
     "baseline": "original",
     "pruned": "pruned",
+    "trained": "trained",
     "factorized": "factorized",
     "repaired": "repaired",
     "finetuned": "fine-tuned",

@@ -92,7 +92,7 @@ def _finish(network: Network) -> dict[str, float]:
 
 
 def _probe(network: Network) -> dict[str, float]:
-    return {"probe": network.recipe.select.probes * len(list(network.factorizable()))}
+    return {"probe": network.probes(network.recipe.data.calibration) * len(list(network.factorizable()))}
 
 
 COUNTS: Mapping[str, Callable[[Network], Mapping[str, float]]] = {

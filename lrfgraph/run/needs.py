@@ -190,6 +190,18 @@ def _prune(facts: _Facts) -> _Use:
     return _Use(max(explored.memory, 2 * live), explored.left, explored.disk + 2 * facts.model, explored.scratch)
 
 
+def _train(facts: _Facts) -> _Use:
+    """Two networks, and the trained one's state: its weights, gradients and two moments; written after every epoch."""
+    options = facts.recipe.dprp
+    if not options.enabled:
+        return _Use()
+    batch = min(options.batch, max(facts.counts["train"], 1))
+    images = facts.image * (facts.counts["train"] + facts.counts["test"])
+    return _Use(
+        12 * facts.model + 2 * batch * facts.traffic.backward + images, images, 4 * options.epochs * facts.model
+    )
+
+
 def _candidates(facts: _Facts) -> _Use:
     few = sum(
         8 * layer.groups * layer.width * facts.rows(layer)[0] for layer in facts.layers if not facts.summed(layer)
@@ -259,6 +271,7 @@ NEEDS: dict[str, Callable[[_Facts], _Use]] = {
     "data": _data,
     "baseline": _baseline,
     "prune": _prune,
+    "train": _train,
     "explore": _explore,
     "candidates": _candidates,
     "probe": _probe,
@@ -274,6 +287,7 @@ REMEDIES: dict[str, tuple[tuple[str, tuple[Any, ...]], ...]] = {
     "probe": (("select.probes", (0,)),),
     "select": (("repair.rows", (32768, 16384, 8192)), ("repair.images", (1024, 256)), ("repair.enabled", (False,))),
     "rebuild": (("repair.rows", (32768, 16384, 8192)), ("repair.images", (1024, 256)), ("repair.enabled", (False,))),
+    "train": (("dprp.batch", (64, 32, 16, 8)),),
     "finish": (("finetune.batch", (64, 32, 16, 8)), ("finetune.epochs", (0,))),
 }
 """By stage, options that make it need less and values to try, the mildest first."""

@@ -21,6 +21,7 @@ from lrfgraph.network.heads import HEADS, titles
 from lrfgraph.options.recipe import Recipe
 from lrfgraph.run import nodes, notes
 from lrfgraph.run.choosing import choose, probe
+from lrfgraph.run.dprp import train
 from lrfgraph.run.driver import Driver
 from lrfgraph.run.given import given_candidates
 from lrfgraph.run.pruning import go_on, prune
@@ -117,7 +118,7 @@ def inputs_of(structure: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 def divide_images(driver: Driver, compression: Compression) -> Compression:
     """Divide the images, and read the configuration that is to be used as it is, if there is one."""
     network, recipe = compression.network, driver.recipe
-    if not recipe.prune.alone:
+    if not (recipe.prune.alone or recipe.dprp.enabled):
         if not any(True for _ in network.factorizable()):
             raise ModelError(_nothing_to_do(network))
         compression = replace(compression, given=given_candidates(driver, network))
@@ -271,7 +272,8 @@ def rebuild(driver: Driver, compression: Compression) -> Compression:
 
 def finish(driver: Driver, compression: Compression) -> Compression:
     """Fine-tune once what is nearer to the original, repaired or not, and write it out."""
-    final, why = _choose_repaired_or(driver, compression, "pruned" if driver.recipe.prune.alone else "factorized")
+    before = "trained" if driver.recipe.dprp.enabled else "pruned" if driver.recipe.prune.alone else "factorized"
+    final, why = _choose_repaired_or(driver, compression, before)
     models = dict(compression.models)
     finished = driver.carry_out(
         "finish", nodes.finish_nodes(compression.network, models[final], compression.original.original)
@@ -364,6 +366,7 @@ STAGES = (
     Stage("data", ("data",), divide_images),
     Stage("baseline", (), measure_original),
     Stage("prune", PRUNING, remove_channels),
+    Stage("train", ("matricize", "epoch", "absorb"), train),
     Stage("explore", ("record", "curvature", "decompose", "ranks"), explore),
     Stage("candidates", ("factorize", "score", "noise"), score_candidates),
     Stage("probe", ("probe",), probe),
@@ -375,18 +378,20 @@ STAGES = (
 """What follows `describe`, in order."""
 
 FACTORIZING = {"explore", "candidates", "probe", "select", "rebuild"}
-"""Stages of a run that does not stop at the pruned network."""
+"""Stages of a run that does not stop at the pruned network, and is not trained with shrinking ranks."""
 
 
 def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     """Return the stages that a recipe asks for, up to the one with the kind of node that it stops after."""
-    kind, prune = recipe.run.until, recipe.prune
+    kind, prune, training = recipe.run.until, recipe.prune, recipe.dprp.enabled
     if kind == "describe":
         return ()
     stages = tuple(
         stage
         for stage in STAGES
-        if (stage.name != "prune" or prune.method) and not (prune.alone and stage.name in FACTORIZING)
+        if (stage.name != "prune" or prune.method)
+        and (stage.name != "train" or training)
+        and not ((prune.alone or training) and stage.name in FACTORIZING)
     )
     ends = (index for index, stage in enumerate(stages, 1) if kind in stage.kinds)
     return stages[: next(ends, len(stages))]

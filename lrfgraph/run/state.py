@@ -119,7 +119,8 @@ class Network:
 
     @property
     def finetunes(self) -> bool:
-        return self.data is not None and "train" in self.images and self.recipe.finetune.epochs > 0
+        asked = self.recipe.finetune.epochs > 0 and not self.recipe.dprp.enabled  # nothing is left to retrain
+        return self.data is not None and "train" in self.images and asked
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,10 @@ class Compression:
     given : the candidates of a configuration that is used as it is, ``None`` where a policy decides.
     baseline : measures of the original on validation images.  pruned : which channels went.
     decision : one choice a layer.  points : what a policy that searches measured.
-    models : the entry of each stage (``pruned``, ``factorized``, ``repaired``, ``finetuned``).  final : the stage that
-    is written out.  rejected : stages whose weights were not carried on.  exported : entry of the written files.
+    models : the entry of each stage (``pruned``, ``trained``, ``factorized``, ``repaired``, ``finetuned``).
+    final : the stage that is written out.  rejected : stages whose weights were not carried on.
+    exported : entry of the written files.
+    shrinking : of training with shrinking ranks: ``layers``, their first ``ranks``, and what each of ``epochs`` says.
     history : of fine-tuning, by epoch.  measured : by stage and split.  notes : what a person should know.
     stopped : whether ``run.until`` cut the stages short.
     """
@@ -168,6 +171,7 @@ class Compression:
     final: str = "factorized"
     rejected: tuple[str, ...] = ()
     exported: Ref | None = None
+    shrinking: Mapping[str, Any] | None = None
     history: list[dict[str, Any]] | None = None
     measured: Mapping[str, Mapping[str, dict[str, Any]]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

@@ -12,6 +12,7 @@ import pytest
 
 from lrfgraph.commands.effects import checked
 from lrfgraph.errors import RecipeError
+from lrfgraph.options import dprp
 from lrfgraph.options.asked import Asked
 from lrfgraph.options.pruning import ALONE as ALONE_PRUNED
 from lrfgraph.options.pruning import UNREAD
@@ -21,7 +22,11 @@ from tests.options.another import another_value
 
 IMAGES = "data.source=images.npz"
 OF_A_REMOTE = ["run.remote_readonly", "run.remote_required"]
-OTHERS = [key for key in OPTIONS if key != "data.source" and not key.startswith("prune.") and key not in OF_A_REMOTE]
+OTHERS = [
+    key
+    for key in OPTIONS
+    if key != "data.source" and not key.startswith(("prune.", "dprp.")) and key not in OF_A_REMOTE
+]
 VALUES = {"select.policy": "budget", "data.image_size": "14x14", "run.remote": "s3://bucket/cache"}
 
 
@@ -186,6 +191,27 @@ def test_options_of_pruning_need_pruning(key: str) -> None:
 def test_what_is_for_factorizing_has_no_effect_where_channels_alone_are_pruned(key: str) -> None:
     read = key == "repair.enabled" or key.partition(".")[0] not in UNREAD  # false asks for nothing
     assert verdict(IMAGES, setting(key), *ALONE_PRUNED) == ("." if read else "!")
+
+
+# Training with shrinking ranks --------------------------------------------------------------------------------------
+
+TRAINING = [key for key in OPTIONS if key.startswith("dprp.") and key != "dprp.enabled"]
+WITH_TEACHER = {"dprp.alpha", "dprp.temperature", "dprp.labels"}
+
+
+@pytest.mark.parametrize("key", TRAINING)
+def test_options_of_training_need_training(key: str) -> None:
+    assert verdict(IMAGES, setting(key)) == "!"
+    assert verdict(IMAGES, setting(key), *dprp.ALONE) == "."
+    if key in WITH_TEACHER:
+        assert verdict(IMAGES, setting(key), "dprp.from_scratch=true", *dprp.ALONE) == "!"
+
+
+@pytest.mark.parametrize("key", OTHERS)
+def test_what_is_for_factorizing_has_no_effect_where_a_network_is_trained(key: str) -> None:
+    off = key in ("repair.enabled", "finetune.labels")  # false asks for nothing
+    read = off or key.partition(".")[0] not in dprp.UNREAD
+    assert verdict(IMAGES, setting(key), *dprp.ALONE) == ("." if read else "!")
 
 
 TWO_POLICIES = [

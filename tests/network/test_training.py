@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from lrfgraph.errors import DataError
+from lrfgraph.network.batches import moved
 from lrfgraph.network.evaluating import measure, predict
 from lrfgraph.network.heads import HEADS, head_of
-from lrfgraph.network.training import CHECKPOINT, Split, finetune, moved
+from lrfgraph.network.training import CHECKPOINT, Split, finetune
 from lrfgraph.options.recipe import FinetuneOptions
 
 RANDOM = np.random.default_rng(0)

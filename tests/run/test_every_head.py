@@ -106,6 +106,25 @@ def test_a_network_is_pruned_and_repaired(task: str, trained: Any, tmp_path: Pat
     assert all(np.isfinite(group["loss"]) for group in summary["pruning"]["groups"])
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_a_network_is_trained_with_shrinking_ranks(task: str, trained: Any, tmp_path: Path, call: Call) -> None:
+    import keras
+
+    head, model, data = trained(task)
+    settings = ("--set", "data.validation=60", "--set", "data.allow_chance=true", "--set", "dprp.batch=20")
+    words = ("--data", data, "--scale", "1/255", "--params", "0.8", "--epochs", "2", *settings, "--json")
+    ended = call("train", model, *words, "--cache", tmp_path / "cache", "--out", tmp_path / "out")
+    assert ended.code == 0, ended.err
+    summary = json.loads(ended.out)
+    assert summary["head"] == head
+    assert summary["final"]["parameters"] <= 0.8 * summary["baseline"]["parameters"]
+    first = next(iter(HEADS[head].measures))
+    for epoch in summary["shrinking"]["epochs"]:
+        assert all(np.isfinite(epoch[key]) for key in (first, "task_loss", "orthogonality_loss", "rank_loss"))
+    assert summary["trained"][first]["test"] is not None
+    keras.models.load_model(tmp_path / "out" / "compressed.keras", compile=False)
+
+
 def test_every_task_of_the_script_is_one_of_a_head(trained: Any) -> None:
     import sys
 

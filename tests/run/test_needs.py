@@ -54,6 +54,8 @@ def test_every_stage_states_its_need() -> None:
         ("explore", {"explore__weighting": "input"}, {}),
         ("probe", {}, {"select__probes": 2}),
         ("prune", {}, {"prune__method": "fbp", "prune__keep": 0.5}),
+        ("train", {}, {"dprp__enabled": True}),
+        ("train", {"dprp__enabled": True, "dprp__batch": 16}, {"dprp__enabled": True}),
         ("rebuild", {"repair__rows": 16}, {}),
         ("rebuild", {"repair__enabled": False}, {}),
         ("finish", {"finetune__batch": 16}, {}),
@@ -108,7 +110,7 @@ def test_a_run_that_does_not_fit_is_refused_in_one_line(call: Call, tmp_path: Pa
     plan = json.loads(call("plan", *arguments, "--json", "--set", "run.max_memory=300MB").out)
     assert plan["max_memory"] == 300_000_000
     assert plan["refused"] in said.err
-    assert [need["stage"] for need in plan["stages"]] == [stage for stage in NEEDS if stage != "prune"]
+    assert [need["stage"] for need in plan["stages"]] == [stage for stage in NEEDS if stage not in ("prune", "train")]
     assert all(need["memory"] > 300_000_000 for need in plan["stages"])
 
 

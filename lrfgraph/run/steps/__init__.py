@@ -8,9 +8,9 @@ TensorFlow is loaded only by the steps that run the network.
 from __future__ import annotations
 
 from lrfgraph.engine.nodes import Step
-from lrfgraph.run.steps import candidates, decisions, models, passes, probes, pruning, sources
+from lrfgraph.run.steps import candidates, decisions, dprp, models, passes, probes, pruning, sources
 
 __all__ = ["STEPS"]
 
-_ALL = (sources, passes, pruning, candidates, probes, decisions, models)
+_ALL = (sources, passes, pruning, dprp, candidates, probes, decisions, models)
 STEPS: dict[str, Step] = {step.name: step for module in _ALL for step in module.STEPS}

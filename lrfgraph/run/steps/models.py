@@ -162,7 +162,7 @@ def finetune(task: Task) -> Result:
             training,
             validation,
             task.params["options"],
-            _judging_head(task.params),
+            judging_head(task.params),
             task.scratch(),
             task.progress,
         )
@@ -185,7 +185,7 @@ def evaluate(task: Task) -> Result:
     from lrfgraph.network.evaluating import compare, deciding, drop, measure, overconfidence, predict
     from lrfgraph.network.heads import own_targets
 
-    head = _judging_head(task.params)
+    head = judging_head(task.params)
     images, labels = images_of(task.inputs["data"], task.locators, task.params["part"])
     outputs = predict(network_of(task.inputs["model"], task.locators["trust"]), images)
     targets = own_targets(head, images, labels, outputs.shape[1:])
@@ -199,7 +199,7 @@ def evaluate(task: Task) -> Result:
     return Result(measures, {"outputs": some} | ({} if each is None else {"each": each}))
 
 
-def _judging_head(params: Mapping[str, Any]) -> Head:
+def judging_head(params: Mapping[str, Any]) -> Head:
     """The head of a node that measures, see `Network.judged_by`."""
     from lrfgraph.network.heads import head_of
 
