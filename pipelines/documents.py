@@ -115,6 +115,15 @@ def exploration(found: Result) -> str:
     return table(("network", "candidates", "seconds from the process' start", "rebuilding each takes"), rows)
 
 
+def store(found: Result) -> str:
+    rows = [
+        [NAMES[name], name_of, f"{row['files']:,}", f"{row['bytes'] / 1e6:.0f} MB"]
+        for name, sides in found["networks"].items()
+        for name_of, row in (("one Zarr array each, not compressed", sides["against"]), ("now", sides["this"]))
+    ]
+    return table(("network", "arrays", "files", "on disk"), rows)
+
+
 def memory(found: Result) -> str:
     rows = []
     for name, row in found["networks"].items():
@@ -155,6 +164,7 @@ BLOCKS: dict[str, Callable[[Result], str]] = {
         equivalence,
         mutants,
         exploration,
+        store,
         memory,
         pruning,
         pruning_agreement,

@@ -29,7 +29,7 @@ class Exchange:
 def finish(store: Store, record: RunRecord) -> None:
     """Wait until the remote has all that a run computed, and leave the run's record there for `pull`."""
     if store.remote is not None:
-        store.remote.flush()
+        store.remote.settle()
         _put_record(store.remote, record)
 
 

@@ -67,7 +67,7 @@ class RemoteStore:
         self._failure: BaseException | None = None
         self._guard = threading.RLock()
         self._client: Any = None
-        self._pool: ThreadPoolExecutor | None = None
+        self._pools: dict[str, ThreadPoolExecutor] = {}  # two, so that no question waits for what is being put
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         return remote_store, (self.url, self.readonly, self.required)
@@ -82,12 +82,12 @@ class RemoteStore:
         asked = [key for key in dict.fromkeys(keys) if key not in self.known and key not in self._damaged]
         if not asked or self.away:
             return False
-        answers = list(self._threads().map(lambda key: self._look_up(store, key), asked))
+        answers = list(self._threads("ask").map(lambda key: self._look_up(store, key), asked))
         return any(answers)
 
     def bring(self, store: Store, key: str) -> bool:
         """Fetch an entry that is not here; returns whether there is one. Raises CorruptEntry for a damaged one."""
-        if key not in self.known and not self.look_up(store, [key]):
+        if key not in self.known and (key in self._damaged or not self._look_up(store, key)):
             return False
         if key in self.known:
             self._fetch(store, key)
@@ -100,7 +100,7 @@ class RemoteStore:
             with suppress(CorruptEntry):
                 self.bring(store, key)
 
-        for _ in self._threads().map(bring, dict.fromkeys(keys)):
+        for _ in self._threads("ask").map(bring, dict.fromkeys(keys)):
             pass
 
     def holding(self, keys: Iterable[str]) -> set[str]:
@@ -113,7 +113,7 @@ class RemoteStore:
             return False
 
         asked = list(dict.fromkeys(keys))
-        return {key for key, there in zip(asked, self._threads().map(holds, asked), strict=True) if there}
+        return {key for key, there in zip(asked, self._threads("ask").map(holds, asked), strict=True) if there}
 
     def runs(self) -> list[str]:
         """Return the names of the runs whose record is there."""
@@ -204,13 +204,13 @@ class RemoteStore:
         """Put an entry that is here, beside what goes on; `flush` waits for it."""
         if self.readonly:
             return
-        if self.away:
-            self._unput += 1
-            return
         with self._guard:
+            if self.away:
+                self._unput += 1
+                return
             if self._failure is not None:
                 raise self._failure
-            one = self._threads().submit(self._put, store, key)
+            one = self._threads("put").submit(self._put, store, key)
             self._waiting.add(one)
         one.add_done_callback(self._was_put)
 
@@ -222,6 +222,17 @@ class RemoteStore:
             one.result()
         if self._failure is not None:
             raise self._failure
+
+    def settle(self) -> None:
+        """Wait like `flush`, and note how many entries could not be put."""
+        self.flush()
+        with self._guard:
+            count, self._unput = self._unput, 0
+            if count:
+                self._notes.append(
+                    f"remote {self.url}: {count} {'entry was' if count == 1 else 'entries were'} not put there; "
+                    "`lrfgraph cache push RUN` does it when it can be reached"
+                )
 
     def _was_put(self, one: Future[None]) -> None:
         with self._guard:
@@ -261,29 +272,23 @@ class RemoteStore:
         """Return what a person should know and was not told yet."""
         with self._guard:
             notes, self._notes = self._notes, []
-            if self._unput and not self._waiting:
-                notes.append(
-                    f"remote {self.url}: {self._unput} entries were not put there; "
-                    "`lrfgraph cache push RUN` does it when it can be written"
-                )
-                self._unput = 0
         return notes
 
     def close(self) -> None:
         """Give up what is not put yet, and forget what was seen: the next run asks again."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
+        pools, self._pools = self._pools, {}
+        for pool in pools.values():
             pool.shutdown(wait=False, cancel_futures=True)
         self._failure, self.away, self._client = None, "", None
         self._waiting.clear()
         self.known.clear()
         self._damaged.clear()
 
-    def _threads(self) -> ThreadPoolExecutor:
+    def _threads(self, purpose: str) -> ThreadPoolExecutor:
         with self._guard:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="lrfgraph-remote")
-            return self._pool
+            if purpose not in self._pools:
+                self._pools[purpose] = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=f"lrfgraph-{purpose}")
+            return self._pools[purpose]
 
     def _ask(self, request: Callable[[Any], T], writing: bool = False) -> T | None:
         """Carry out a request; ``None`` if what is asked for is not there, or the remote is away."""

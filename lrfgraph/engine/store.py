@@ -41,6 +41,7 @@ VERSION = f"v{FORMAT}"
 SYNC_SECONDS = 0.5
 USED_EVERY = 3600.0
 LEFTOVER_AGE = 86400.0
+FIELDS = {"format", "key", "name", "components", "identity", "data", "arrays", "files", "bytes", "inputs", "seconds"}
 CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 _manifests = BoundedCache(32 << 20)
@@ -379,6 +380,8 @@ def parse_manifest(key: str, content: bytes) -> dict[str, Any]:
     ):
         raise CorruptEntry(key, "the manifest is damaged")
     manifest: dict[str, Any] = json.loads(content)
+    if lacks := sorted(FIELDS - manifest.keys()):
+        raise CorruptEntry(key, f"the manifest lacks {', '.join(lacks)}")
     if manifest["key"] != key or manifest["format"] != FORMAT:
         raise CorruptEntry(key, f"the manifest belongs to {manifest['key']}")
     return manifest

@@ -29,6 +29,7 @@ class S3Server:
         self.damages: Callable[[str], bool] = lambda path: False
         self.refuses: set[str] = set()
         self.asked: list[tuple[str, str]] = []
+        self._guard = threading.Lock()
         self._app: Any = DomainDispatcherApplication(create_backend_app)
         self._server: Any = None
         self.port = 0
@@ -61,7 +62,8 @@ class S3Server:
         if method in self.refuses:
             start_response("403 Forbidden", [("Content-Length", "0")])
             return [b""]
-        content = b"".join(self._app(environ, start_response))
+        with self._guard:  # what answers is not made for threads
+            content = b"".join(self._app(environ, start_response))
         if method == "GET" and content and self.damages(path):
             content = bytes([content[0] ^ 1]) + content[1:]
         return [content]
