@@ -80,7 +80,8 @@ class Threads:
             context.let_go()
             raise
         pool.stop(PATIENCE)
-        return results.result()
+        outcomes: list[JobOutcome] = results.result()
+        return outcomes
 
     def close(self) -> None:
         """Nothing stays open between runs."""
