@@ -154,7 +154,7 @@ def dprp(found: Result) -> str:
             if row["share"] < 1:
                 lost = row["points_lost"] if part == "trained" else row["lost"]
                 cells = [f"{100 * row['parameters']:.1f} %", f"{100 * row['macs']:.1f} %", f"{lost:.2f}"]
-                rows.append([NAMES[row["network"]], words, *cells, row["orthogonality"]])
+                rows.append([NAMES[row["network"]], words, *cells, f"{row['orthogonality']:.0e}"])
     titles = ("network", "from", "parameters kept", "MACs kept", "points lost", "largest of \\|UᵀU − I\\|")
     ratios = [f"{row['ratio']:.2f} times ({row['matricization']})" for row in found["speed"]]
     steps = f"A step at 30 % of the parameters takes {' and '.join(ratios)} the processor time of the first epoch's.\n"

@@ -112,7 +112,7 @@ def measured(name: str, given: argparse.Namespace, options: dict[str, str], shar
         "points_lost": round(float(lost.mean()), 3),
         "points_lost_se": round(float(lost.std() / np.sqrt(len(lost))), 3),
         "points_lost_halves": [round(float(lost[half::2].mean()), 3) for half in (0, 1)],
-        "orthogonality": round(epochs[-1]["orthogonality"], 4),
+        "orthogonality": float(f"{epochs[-1]['orthogonality']:.2g}"),
         "images_per_epoch": recipe.dprp.images,
         "epochs": [{key: epoch.get(key) for key in PER_EPOCH} for epoch in epochs],
         "layers": [
