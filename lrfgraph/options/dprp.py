@@ -46,7 +46,7 @@ class DprpOptions(Section):
         choices=("energy", "fisher"),
     )
     tolerance: float = option(
-        0.01, NUMBER, "Share of a layer's energy that an epoch's end may cut off", above=0, high=1
+        0.01, NUMBER, "Share of a layer that an epoch's end may cut off, as the rule counts it", above=0, high=1
     )
     orthogonality: float = option(
         0.3, NUMBER, "Weight of the orthogonality loss; 1 goes to the nearest orthonormal factors", low=0, high=1

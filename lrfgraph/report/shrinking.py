@@ -22,11 +22,11 @@ __all__ = ["COLUMNS", "epochs_figure", "epochs_table", "ranks_figure", "write_ep
 
 COLUMNS = (
     "epoch", "parameters", "macs", "task_loss", "orthogonality_loss", "rank_loss", "rank_weight", "lost",
-    "orthogonality", "seconds", "step_seconds",
+    "orthogonality", "seconds", "step_seconds", "step_cpu_seconds",
 )  # fmt: skip
 """lost : largest share of its energy that a layer lost at the epoch's end.  orthogonality : largest entry of
-|UᵀU − I|.  step_seconds : median of a training step, the teacher's answers included.  Measures on validation images
-and the layers' ranks follow."""
+|UᵀU − I|.  step_seconds : median of a training step, the teacher's answers included, by the clock;
+step_cpu_seconds : what processors worked meanwhile.  Measures on validation images and the layers' ranks follow."""
 
 
 def epochs_table(summary: Mapping[str, Any]) -> Table:

@@ -113,12 +113,11 @@ def next_forms(
     energies, importances : (groups, rank) of each layer, ordered alike: squared singular values, and what tells how
     much they matter. sizes : parameters and MACs of the network as it was and as it is. left : shares of it that may
     be left; the least important go, by one knapsack over all layers. Without it, every layer keeps the smallest rank
-    that cuts off no more than `tolerance` of its energy.
+    that cuts off no more than `tolerance` of its importance.
     """
     if left is None:
-        chosen = [
-            _within_tolerance(form, tail_of(energy), tolerance) for form, energy in zip(forms, energies, strict=True)
-        ]
+        pairs = zip(forms, importances, strict=True)
+        chosen = [_within_tolerance(form, tail_of(each), tolerance) for form, each in pairs]
     else:
         chosen = _within_budget(forms, [tail_of(each) for each in importances], sizes, left)
     lost = []

@@ -114,7 +114,9 @@ def test_a_rank_that_saves_nothing_counts_as_full() -> None:
     assert form.saves_at(15)
     assert not form.saves_at(16)
     assert form.cost == layer_cost(CONV)
-    (after,), _ = next_forms([Form(CONV, "svd_spatial", 20)], [np.r_[np.ones(17), 0, 0, 0][None]], [], {}, None, 0.01)
+    (after,), _ = next_forms(
+        [Form(CONV, "svd_spatial", 20)], *(2 * [[np.r_[np.ones(17), 0, 0, 0][None]]]), {}, None, 0.01
+    )
     assert after.dense
     assert after.rank == 17
     assert least_cost(form).parameters == 24 + 48

@@ -64,8 +64,7 @@ class Trainer:
     """A training between two epochs: what it trains, and the networks as they are now.
 
     original : the network that is trained, as a model of its own layers.  teacher : ``None`` where there is none.
-    size : parameters and MACs of the original.  by_macs : whether layers weigh by their MACs.  token : says what the
-    state came from.
+    size : parameters and MACs of the original.  by_macs : whether layers weigh by their MACs.
     """
 
     original: Any
@@ -77,7 +76,6 @@ class Trainer:
     size: tuple[int, int]
     by_macs: bool
     state: State
-    token: str = ""
     student: Student | None = None
     variables: list[Any] = field(default_factory=list)
 
@@ -198,7 +196,7 @@ class Trainer:
         if self.state.weight is None:
             self.state.weight = self.options.rank
         weight = self.state.weight if plan["shrinks"] else 0.0
-        losses, seconds = self._train(plan, weight, progress)
+        losses, (seconds, cpu) = self._train(plan, weight, progress)
         if not all(map(math.isfinite, losses)):
             raise ModelError(
                 f"training diverged in epoch {plan['number']}: its loss is {losses[0]}; set dprp.learning_rate "
@@ -219,13 +217,14 @@ class Trainer:
             "lost": max(lost, default=0.0),
             "orthogonality": self.orthogonality(),
             "step_seconds": seconds,
+            "step_cpu_seconds": cpu,
             "ranks": [form.rank for form in self.state.forms],
             "dense": [form.dense for form in self.state.forms],
         }
         return row | self._measures()
 
-    def _train(self, plan: Mapping[str, Any], weight: float, progress: Progress) -> tuple[list[float], float]:
-        """Return the mean losses, and the median seconds of a step."""
+    def _train(self, plan: Mapping[str, Any], weight: float, progress: Progress) -> tuple[list[float], list[float]]:
+        """Return the mean losses, and the median seconds of a step, by the clock and of processors."""
         import tensorflow as tf
 
         assert self.student is not None
@@ -236,17 +235,17 @@ class Trainer:
         for fisher in self.fisher:
             fisher.assign(np.zeros(fisher.shape, np.float32))
         for number, (_, images, labels) in enumerate(self.batches.epoch(plan["number"])):
-            started = time.perf_counter()
+            started = time.perf_counter(), time.process_time()
             answers = np.zeros(len(labels), np.float32)
             if self.teacher is not None:
                 answers = compiled_forward(self.teacher)(list(images))
             self.optimizer.learning_rate.assign(first + (last - first) * number / steps)
             sums.append(self.step(list(images), answers, labels, tf.constant(weight, tf.float32)))
-            seconds.append(time.perf_counter() - started)
+            seconds.append((time.perf_counter() - started[0], time.process_time() - started[1]))
             if number % 10 == 0:
                 progress(number, steps, f"epoch {plan['number']}")
         losses = [float(value) for value in np.mean([each.numpy() for each in sums], axis=0)]
-        return losses, round(float(np.median(seconds)), 4)  # the first step compiles
+        return losses, [round(float(each), 4) for each in np.median(seconds, axis=0)]  # the first step compiles
 
     def _importances(self) -> list[Array]:
         """(groups, rank) of each layer: what tells how much each singular value matters."""

@@ -93,9 +93,11 @@ def _trainer(task: Task) -> Trainer:
 
 def absorb(task: Task) -> Result:
     """Write the trained network as plain layers, √s in both factors of each."""
+    from lrfgraph.network.operations import kernel_variable
     from lrfgraph.network.shrinking.factors import absorbed, native
     from lrfgraph.network.shrinking.student import Student
 
+    TRAINERS.clear()  # the last epoch is over
     entry = task.inputs["model"]
     state = _state(task.inputs["state"], entry)
     student = Student(network_of(entry, task.locators["trust"]), state.forms)
@@ -103,8 +105,6 @@ def absorb(task: Task) -> Result:
     values = iter(state.values)
     for form, layers in zip(state.forms, student.kernels, strict=True):
         for layer, kernel in zip(layers, absorbed(form, next(values), next(values), next(values)), strict=True):
-            from lrfgraph.network.operations import kernel_variable
-
             kernel_variable(layer).assign(native(layer, kernel))
     size = entry.data["image_shape"]
     return Result({"image_shape": size}, files={"model.keras": save_model(student.finish(), task.scratch())})
