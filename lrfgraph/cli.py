@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from lrfgraph import __version__
-from lrfgraph.commands.asking import asking, cache_folder, looking, remote_url
+from lrfgraph.commands.asking import asking, cache_folder, looking
 from lrfgraph.errors import LrfError, RecipeError
 from lrfgraph.options import dprp, pruning
 from lrfgraph.options.option import Option
@@ -310,25 +310,23 @@ def unpin(run: RunName, cache: Cache = None, debug: Debug = False) -> None:
     commands.pin(cache_folder(cache), run, False)
 
 
-Remote = Annotated[
-    str | None, typer.Option("--remote", help="URL of the remote (default: run.remote of lrfgraph.toml here).")
-]
+Remote = Annotated[str, typer.Option("--remote", help="URL of the remote.", show_default=False)]
 
 
 @cache.command()
-def push(run: RunName, remote: Remote = None, cache: Cache = None, json: Json = False, debug: Debug = False) -> None:
+def push(run: RunName, remote: Remote, cache: Cache = None, json: Json = False, debug: Debug = False) -> None:
     """Put what a run stands on into the remote."""
     from lrfgraph.commands import cache as commands
 
-    commands.push(cache_folder(cache), run, remote_url(remote), as_json=json)
+    commands.push(cache_folder(cache), run, remote, as_json=json)
 
 
 @cache.command()
-def pull(run: RunName, remote: Remote = None, cache: Cache = None, json: Json = False, debug: Debug = False) -> None:
+def pull(run: RunName, remote: Remote, cache: Cache = None, json: Json = False, debug: Debug = False) -> None:
     """Fetch what a run stands on from the remote, so that it can be gone on with, or planned, without it."""
     from lrfgraph.commands import cache as commands
 
-    commands.pull(cache_folder(cache), run, remote_url(remote), as_json=json)
+    commands.pull(cache_folder(cache), run, remote, as_json=json)
 
 
 # The program --------------------------------------------------------------------------------------------------------

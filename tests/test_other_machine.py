@@ -58,7 +58,7 @@ def test_a_run_is_pulled_by_its_name(finished: Finished, remote: str, call: Call
     [
         (("pull", "nothing", "--remote", "file:///{}/remote"), "has no run 'nothing'; it has "),
         (("pull", "nothing", "--remote", "ftp://x"), "run.remote is s3://BUCKET/PREFIX"),
-        (("pull", "nothing"), "say which remote: --remote URL"),
+        (("pull", "nothing"), "Missing option '--remote'"),
         (("push", "nothing", "--remote", "file:///{}/remote"), "has no run 'nothing'"),
     ],
 )

@@ -16,10 +16,10 @@ from pathlib import Path
 from lrfgraph.errors import RecipeError
 from lrfgraph.options.asked import Asked, literal
 from lrfgraph.options.option import Option
-from lrfgraph.options.recipe import OPTIONS, Recipe
+from lrfgraph.options.recipe import OPTIONS
 from lrfgraph.options.values import names_function
 
-__all__ = ["BESIDE", "ask", "asking", "cache_folder", "looking", "remote_url"]
+__all__ = ["BESIDE", "ask", "asking", "cache_folder", "looking"]
 
 BESIDE = "lrfgraph.toml"
 """The recipe that is read where it lies beside the model or in the working folder, and none is named."""
@@ -103,14 +103,7 @@ def modules_of(asked: Asked) -> Iterator[None]:
 
 def cache_folder(folder: Path | None) -> Path:
     """Return the folder of a cache: the one that is named, else that of the recipe in the working folder."""
-    return Path(_recipe_here().run.cache) if folder is None else folder
-
-
-def remote_url(url: str | None) -> str | None:
-    """Return the URL of a remote: the one that is named, else that of the recipe in the working folder."""
-    return _recipe_here().run.remote if url is None else url
-
-
-def _recipe_here() -> Recipe:
+    if folder is not None:
+        return folder
     here = Path(BESIDE)
-    return (Asked.from_file(here) if here.is_file() else Asked()).recipe
+    return Path((Asked.from_file(here) if here.is_file() else Asked()).recipe.run.cache)

@@ -144,18 +144,18 @@ def _freed(freed: maintenance.Freed, dry_run: bool, as_json: bool) -> None:
         print(f"still {bytes_text(freed.over)} above the limit: what is left is in use")
 
 
-def push(folder: Path, run: str, url: str | None, *, as_json: bool = False) -> None:
+def push(folder: Path, run: str, url: str, *, as_json: bool = False) -> None:
     """Put what a run stands on into the remote."""
     _exchanged(exchange.push(_with_remote(_open(folder), url), run), "put", "in this cache", as_json)
 
 
-def pull(folder: Path, run: str, url: str | None, *, as_json: bool = False) -> None:
+def pull(folder: Path, run: str, url: str, *, as_json: bool = False) -> None:
     """Fetch what a run stands on from the remote."""
     _exchanged(exchange.pull(_with_remote(Store(folder), url), run), "fetched", "in the remote", as_json)
 
 
-def _with_remote(store: Store, url: str | None) -> Store:
-    store.remote = RemoteStore(url, required=True) if url else None
+def _with_remote(store: Store, url: str) -> Store:
+    store.remote = RemoteStore(url, required=True)
     return store
 
 

@@ -72,7 +72,7 @@ def pull(store: Store, name: str) -> Exchange:
 
 def _remote_of(store: Store) -> RemoteStore:
     if store.remote is None:
-        raise StoreError("say which remote: --remote URL, or run.remote in lrfgraph.toml here")
+        raise StoreError("say which remote; received none")
     return store.remote
 
 

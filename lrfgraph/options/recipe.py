@@ -288,7 +288,7 @@ class RunOptions(Section):
 
     SECTION = "run"
     cache: str = option("cache", PATH, "Folder of the cache", flag="--cache", looking=True)
-    remote: str | None = option(None, TEXT, "Object store behind the cache, as s3://…", flag="--remote", looking=True)
+    remote: str | None = option(None, TEXT, "Remote cache, as s3://…", flag="--remote", looking=True, runs_code=bool)
     remote_readonly: bool = option(False, SWITCH, "Put nothing into the remote", looking=True, only_if=WITH_REMOTE)
     remote_required: bool = option(False, SWITCH, "End where the remote is away", looking=True, only_if=WITH_REMOTE)
     out: str | None = option(None, PATH, "Folder for the results", flag="--out")

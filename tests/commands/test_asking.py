@@ -67,6 +67,7 @@ CODE = {
     "data.source": '"evil:images"',
     "data.val": '"evil:images"',
     "data.metric": '"evil:metric"',
+    "run.remote": '"s3://evil/cache"',
     "run.scheduler": '"tcp://evil:8786"',
 }
 
