@@ -21,7 +21,7 @@ from lrfgraph.engine.store import Store
 from lrfgraph.errors import DataError, ModelError, StoreError
 from lrfgraph.images.functions import join_elements, named_arrays
 from lrfgraph.images.naming import Inputs
-from lrfgraph.network.opening.archive import model_digest
+from lrfgraph.network.opening.archive import model_digest, one_line
 from lrfgraph.network.opening.writing import custom_names, is_keras_model, write_model
 
 __all__ = ["images_file", "is_path", "model_file"]
@@ -60,7 +60,10 @@ def images_file(images: Any, inputs: Callable[[], Inputs], cache: Path) -> str:
     """
     if is_path(images):
         return str(images)
-    named = dict(named_arrays(images, "images"))
+    try:
+        named = dict(named_arrays(images, "images"))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"images are no arrays ({one_line(error, 120)}); give a tuple (x, y) or a dictionary") from None
     if any(isinstance(value, list) for value in named.values()):
         named = join_elements(named, inputs())
     arrays = {name: np.asarray(array) for name, array in named.items()}

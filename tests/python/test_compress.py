@@ -161,6 +161,8 @@ BAD: dict[str, tuple[type[LrfError], tuple[Any, ...], dict[str, Any], str]] = {
     "no file": (ModelError, ("absent.keras",), {}, "absent.keras"),
     "three values": (DataError, (MODEL, (IMAGE,) * 3), {}, "images gave 3 values; give a dict"),
     "nothing in it": (DataError, (MODEL, ()), {}, "images gave 0 values"),
+    "a list": (DataError, (MODEL, [IMAGE, IMAGE[:, 0, 0, 0]]), {}, "images are no arrays .* give a tuple"),
+    "a number": (DataError, (MODEL, 3), {}, r"x_train is empty; received shape \(\)"),
     "text": (DataError, (MODEL, {"x": np.array(["a"])}), {}, "x must hold numbers"),
     "an unknown keyword": (RecipeError, (MODEL,), {"max_dorp": 1}, "did you mean 'max_drop'"),
     "an unknown option": (RecipeError, (MODEL,), {"select": {"polcy": 1}}, "did you mean 'policy'"),
