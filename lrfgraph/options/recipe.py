@@ -15,6 +15,7 @@ from lrfgraph.errors import RecipeError
 from lrfgraph.options.dprp import DprpOptions
 from lrfgraph.options.option import SET, Option, Section, find, is_unknown, option, options_of
 from lrfgraph.options.pruning import PruneOptions
+from lrfgraph.options.running import RunOptions
 from lrfgraph.options.values import (
     BYTES,
     FUNCTION,
@@ -41,7 +42,6 @@ __all__ = [
 WITH_IMAGES = {"data.source": SET}
 HELD_OUT = {**WITH_IMAGES, "data.val": None}
 WITH_REPAIR, WITH_TRAINING = {"repair.enabled": True}, {"finetune.epochs": SET}
-WITH_REMOTE = {"run.remote": SET}
 CHOOSING = {"select.configuration": None}
 
 
@@ -280,40 +280,6 @@ class FinetuneOptions(Section):
     labels: bool = option(True, SWITCH, "Use labels where there are any")
     weight_decay: float = option(0.0, NUMBER, "Decoupled weight decay of kernels that are no factors", low=0)
     seed: int = option(0, INTEGER, "Seed of the order of images and of their shifts", low=0)
-
-
-@dataclass(frozen=True)
-class RunOptions(Section):
-    """Where and how the work is done; none of it changes a result."""
-
-    SECTION = "run"
-    cache: str = option("cache", PATH, "Folder of the cache", flag="--cache", looking=True)
-    remote: str | None = option(None, TEXT, "Remote cache, as s3://…", flag="--remote", looking=True, runs_code=bool)
-    remote_readonly: bool = option(False, SWITCH, "Put nothing into the remote", looking=True, only_if=WITH_REMOTE)
-    remote_required: bool = option(False, SWITCH, "End where the remote is away", looking=True, only_if=WITH_REMOTE)
-    out: str | None = option(None, PATH, "Folder for the results", flag="--out")
-    workers: int = option(
-        0,
-        INTEGER,
-        "Processes to work with; 0 for threads in this one",
-        low=0,
-        flag="--workers",
-        only_if={"run.scheduler": None},
-    )
-    scheduler: str | None = option(
-        None, TEXT, "Address of a Dask scheduler, as tcp://host:8786", flag="--scheduler", runs_code=bool
-    )
-    threads: int = option(
-        2,
-        INTEGER,
-        "Threads to work with, where there are no processes",
-        low=1,
-        only_if={"run.workers": 0, "run.scheduler": None},
-    )
-    max_memory: int | None = option(
-        None, BYTES, "Memory that a process may take; none for a share of what is left", low=1
-    )
-    until: str | None = option(None, TEXT, "Kind of node to stop after", flag="--until")
 
 
 @dataclass(frozen=True)
