@@ -195,6 +195,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "finetune.labels": (False, {"finetune", "export", "evaluate"}),
     "finetune.weight_decay": (0.1, {"finetune", "export", "evaluate"}),
     "finetune.seed": (1, {"finetune", "export", "evaluate"}),
+    "dprp.enabled": (True, {"finetune", "export", "evaluate"}),  # nothing is left to fine-tune
     "run.cache": ("elsewhere", NOTHING),
     "run.out": ("elsewhere", NOTHING),
     "run.workers": (4, NOTHING),
