@@ -79,7 +79,7 @@ class Threads:
             context.let_go()
             raise
         pool.stop(PATIENCE)
-        return results.result()
+        return list(results.result())
 
     def close(self) -> None:
         """Nothing stays open between runs."""
