@@ -80,8 +80,7 @@ class Threads:
             context.let_go()
             raise
         pool.stop(PATIENCE)
-        outcomes: list[JobOutcome] = results.result()
-        return outcomes
+        return list(results.result())
 
     def close(self) -> None:
         """Nothing stays open between runs."""

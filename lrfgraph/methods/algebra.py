@@ -71,8 +71,7 @@ def cholesky_solver(matrix: Array) -> Callable[[Array], Array]:
     """
     posv = _lapack_posv()
     uplo, size, columns, info = ctypes.c_char(b"U"), ctypes.c_int(len(matrix)), ctypes.c_int(), ctypes.c_int()
-    shape = ctypes.byref(uplo), ctypes.byref(size), ctypes.byref(columns)
-    before = *shape, matrix.ctypes.data, ctypes.byref(size)
+    before = ctypes.byref(uplo), ctypes.byref(size), ctypes.byref(columns), matrix.ctypes.data, ctypes.byref(size)
     after = ctypes.byref(size), ctypes.byref(info)
 
     def solve(right: Array) -> Array:

@@ -26,7 +26,7 @@ class Cp:
     """1×1 from i to r channels, depthwise k×k, 1×1 from r to o; all positions are one mode.
 
     Lebedev et al., Speeding-up convolutional neural networks using fine-tuned CP-decomposition, ICLR 2015. There
-    is no rank at which alternating least squares is sure to be exact. Not TensorLy's `parafac`, which takes 4 to 29
+    is no rank at which alternating least squares is sure to be exact. Not TensorLy's `parafac`, which takes 4 to 25
     times as long for 0.3 to 0.7 % more error.
     """
 

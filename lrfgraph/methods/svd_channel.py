@@ -17,7 +17,7 @@ class SvdChannel:
     """k×k from i to r channels, 1×1 from r to o: the truncated SVD of the (S·i) × o matrix.
 
     Zhang et al., Accelerating very deep convolutional networks, TPAMI 38 (2016). Not TensorLy's SVD: the exact one
-    takes 5 to 24 times as long for the same error, the random one as long or longer for 0.5 to 2 % more.
+    takes 5 to 22 times as long for the same error, the random one as long or longer for 0.5 to 2 % more.
     """
 
     name = "svd_channel"

@@ -20,7 +20,7 @@ class Tucker:
 
     Slices of the higher-order SVD: factors of a smaller rank are slices, up to one number a piece that balances
     their norms. Kim et al., Compression of deep convolutional neural networks, ICLR 2016. Not TensorLy's
-    `partial_tucker`, whose sweeps at every rank lose 2 to 3 % less, take 9 to 27 times as long and do not nest.
+    `partial_tucker`, whose sweeps at every rank lose 2 to 3 % less, take 8 to 27 times as long and do not nest.
     """
 
     name = "tucker"
