@@ -16,7 +16,8 @@ from lrfgraph.engine.store import Store
 def remote(finished: Finished, call: Call, tmp_path: Path) -> str:
     """A remote that has what the finished run stands on, and nothing else."""
     url = f"file://{tmp_path}/remote"
-    (run,) = json.loads(call("cache", "ls", "--cache", finished.cache, "--json").out)
+    runs = json.loads(call("cache", "ls", "--cache", finished.cache, "--json").out)
+    run = next(run for run in runs if run["run"] == json.loads((finished.out / "summary.json").read_text())["run"])
     said = call("cache", "push", run["run"], "--remote", url, "--cache", finished.cache)
     assert (said.code, said.err) == (0, "")
     assert said.out.startswith(f"put {run['entries']} entries, ")
@@ -46,7 +47,8 @@ def test_a_changed_threshold_runs_the_choice_alone(finished: Finished, remote: s
 
 
 def test_a_run_is_pulled_by_its_name(finished: Finished, remote: str, call: Call, tmp_path: Path) -> None:
-    (run,) = json.loads(call("cache", "ls", "--cache", finished.cache, "--json").out)
+    runs = json.loads(call("cache", "ls", "--cache", finished.cache, "--json").out)
+    run = next(run for run in runs if run["run"] == json.loads((finished.out / "summary.json").read_text())["run"])
     said = call("cache", "pull", run["run"], "--remote", remote, "--cache", tmp_path / "cache", "--json")
     assert json.loads(said.out)["entries"] == run["entries"]
     assert call("plan", *finished.arguments, "--cache", tmp_path / "cache").code == 0

@@ -177,7 +177,6 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "select.point": (3, NOTHING),
     "select.points": (5, NOTHING),
     "select.probes": (2, NOTHING),
-    "dprp.enabled": (True, {"finetune", "export", "evaluate"}),  # nothing is left to retrain
     "select.refine": (4, NOTHING),
     "repair.enabled": (False, {"data", "rebuild", "repair", "finetune", "export", "evaluate"}),
     "repair.images": (90, {"data", "repair", "rebuild", "finetune", "export", "evaluate"}),

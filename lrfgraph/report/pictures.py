@@ -67,7 +67,7 @@ def draw_design_space(
                 TITLES.get(row["name"], row["name"]), place, xytext=(4, -10), textcoords="offset points", fontsize=8
             )
     right.set(
-        xscale="log",
+        xscale="log" if points else "linear",
         xlabel="share of the network kept",
         ylabel=f"{measure} on validation images{', %' if percent else ''}",
     )

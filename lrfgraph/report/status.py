@@ -14,6 +14,7 @@ STAGES = {
     "data": "dividing the images",
     "baseline": "measuring the original",
     "prune": "removing channels",
+    "train": "training with shrinking ranks",
     "explore": "recording and decomposing layers",
     "candidates": "scoring candidates",
     "probe": "probing",

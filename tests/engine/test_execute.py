@@ -317,11 +317,12 @@ def test_small_nodes_share_a_task_and_need_no_lease(tmp_path: Path) -> None:
     """Scores of one source are one job; each is published by itself, and one that fails keeps those before it."""
     store = Store(tmp_path)
     calls: list[tuple[str, list[Path]]] = []
+    broken = True
 
     def scored(task: Task) -> Result:
-        leases = list((tmp_path / "v1" / "leases").glob("*.lease"))
+        leases = list((tmp_path / "v2" / "leases").glob("*.lease"))
         calls.append((task.name, leases))
-        if task.params["limit"] == 3 and len(calls) == 4:
+        if broken and task.name == "s0/3":
             raise ZeroDivisionError("a bug")
         return Result(data={"norm": float(np.linalg.norm(task.inputs["of"].array("vector")))})
 
@@ -334,6 +335,7 @@ def test_small_nodes_share_a_task_and_need_no_lease(tmp_path: Path) -> None:
         execute(nodes[:1] + nodes[2:6], steps, store, on=Threads(1))
     assert [name for name, _ in calls] == ["s0/0", "s0/1", "s0/2", "s0/3"]
     calls.clear()
+    broken = False
     refs = execute(nodes, steps, store, on=Threads(1))
     assert sorted(name for name, _ in calls) == ["s0/3", "s1/0", "s1/1", "s1/2", "s1/3"]
     assert not any(leases for _, leases in calls)

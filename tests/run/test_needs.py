@@ -48,11 +48,14 @@ def test_every_stage_states_its_need() -> None:
     assert list(NEEDS) == [stage.name for stage in stages.STAGES]
 
 
+BUDGET = {"select__policy": "budget", "select__params": 0.5}
+
+
 @pytest.mark.parametrize(
     ("stage", "fewer", "more"),
     [
         ("explore", {"explore__weighting": "input"}, {}),
-        ("probe", {}, {"select__probes": 2}),
+        ("probe", {**BUDGET}, {**BUDGET, "select__probes": 2}),
         ("prune", {}, {"prune__method": "fbp", "prune__keep": 0.5}),
         ("train", {}, {"dprp__enabled": True}),
         ("train", {"dprp__enabled": True, "dprp__batch": 16}, {"dprp__enabled": True}),

@@ -89,7 +89,7 @@ def test_ranks_never_grow_and_their_variables_go(trained: Train) -> None:
     assert epochs[0]["parameters"] > epochs[1]["parameters"] == epochs[-1]["parameters"]
     assert [epoch["rank_weight"] > 0 for epoch in epochs] == [True, True, False, False]
     sizes = []
-    for manifest in (driver.store.root / "v1" / "epoch").rglob("entry.json"):
+    for manifest in (driver.store.root / "v2" / "epoch").rglob("entry.json"):
         with np.load(manifest.parent / "files" / "state.npz", allow_pickle=False) as state:
             names = set(state.files)
             sizes.append(sum(state[name].size for name in names if name.startswith("momentum/")))
@@ -192,7 +192,7 @@ def test_from_scratch_the_given_weights_are_not_read(trained: Train) -> None:
 
 def test_images_of_an_epoch_are_as_many_as_asked(trained: Train, tmp_path: Path) -> None:
     trained(place=tmp_path, images=70, epochs=2)
-    manifests = [json.loads(file.read_text()) for file in (tmp_path / "v1" / "epoch").rglob("entry.json")]
+    manifests = [json.loads(file.read_text()) for file in (tmp_path / "v2" / "epoch").rglob("entry.json")]
     assert sorted(manifest["data"]["steps"] for manifest in manifests) == [2, 4]  # of 35 images each
 
 
