@@ -202,6 +202,7 @@ def check(recipe: Recipe) -> None:
                 check_choice(section, option, name, names)
     if recipe.data.metric is not None and (lacking := absent(recipe.data.metric)):
         raise DataError(f"metric {recipe.data.metric}: {lacking}; give package.module:function that can be imported")
+    _check_until(recipe)
     if recipe.prune.method is not None:
         check_pruning(recipe.prune, recipe.data.source is not None)
         if recipe.select.configuration is not None:
@@ -219,6 +220,18 @@ def check(recipe: Recipe) -> None:
         raise ConfigurationError(
             f"policy {policy.name} searches along one cost, received select.cost = mix; "
             "use parameters or macs, or --policy threshold"
+        )
+
+
+def _check_until(recipe: Recipe) -> None:
+    """Raise for a kind of node that no stage has under what else is asked: all of them would be carried out."""
+    whole = stages.stages_of(recipe.with_option("run.until", None))
+    kinds = ["describe", *(kind for stage in whole for kind in stage.kinds)]
+    if recipe.dprp.enabled:  # nothing is left to retrain
+        kinds.remove("finetune")
+    if recipe.run.until is not None and recipe.run.until not in kinds:
+        raise ConfigurationError(
+            f"this run has no nodes of kind {recipe.run.until} to stop after; it has {', '.join(dict.fromkeys(kinds))}"
         )
 
 

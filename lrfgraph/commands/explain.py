@@ -29,6 +29,12 @@ def explain_layer(model: Path, name: str, asked: Asked, *, as_json: bool = False
     """Print the candidates of one layer; what is not in the cache up to the choice is computed first."""
     if asked.here("run.until") and asked.recipe.run.until != LAST:
         raise RecipeError(f"explain computes up to {LAST}, received --until {asked.recipe.run.until}; leave it out")
+    for key, what in (("dprp.enabled", "trained with shrinking ranks"), ("prune.alone", "pruned and no more")):
+        if asked.recipe.value(key):
+            raise RecipeError(
+                f"explain is about candidates, and a network that is {what} has none, received {key} = true; leave it "
+                "out, or see what summary.json of its run says of the layer"
+            )
     recipe = asked.recipe.with_option("run.until", LAST)
     with Progress() as progress:
         compression = api.compress(model, recipe, base=asked.folder, on_event=progress)

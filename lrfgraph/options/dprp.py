@@ -38,7 +38,13 @@ class DprpOptions(Section):
     spatial: tuple[str, ...] = option((), NAMES, "Layers whose kernel becomes kxI by kxO, as name patterns")
     channel: tuple[str, ...] = option((), NAMES, "Layers whose kernel becomes kxkxI by O, as name patterns")
     skip: tuple[str, ...] = option((), NAMES, "Layers that are trained as they are, as name patterns")
-    pace: float = option(0.1, NUMBER, "Share of the network that an epoch removes at most", above=0, high=1)
+    pace: float = option(
+        0.1,
+        NUMBER,
+        "Share of the network that an epoch removes; more where half of the epochs are too few",
+        above=0,
+        high=1,
+    )
     rule: str = option(
         "fisher",
         TEXT,

@@ -17,6 +17,7 @@ PARTS = {
     "images": ("data",),
     "original": ("baseline",),
     "channels": ("couple", "importance", "widths", "prune"),
+    "training": ("train",),
     "candidates": ("explore", "candidates", "probe"),
     "choice": ("select", "search"),
     "repair": ("rebuild",),
@@ -27,6 +28,9 @@ PARTS = {
 
 RESULTS = {"repair": "repaired", "fine-tuning": "finetuned"}
 """Parts that end in weights, and what the summary calls those: they may be rejected."""
+
+LEAST_SECONDS = 0.005
+"""Seconds below which a part of a run is not worth a row."""
 
 LEAST_GAIN = 0.1
 """Points that are worth more epochs."""
@@ -49,7 +53,9 @@ def account(compression: Compression, summary: Mapping[str, Any]) -> list[dict[s
         known = bool(stage) and summary.get(stage) is not None
         row = {"part": part, "seconds": round(seconds, 3), "cost": _cost(compression, stage) if known else None}
         row |= {"brought": words.get(part, ""), "delivered": stage not in compression.rejected if known else None}
-        if seconds or row["brought"]:
+        if part == "fine-tuning" and not known:
+            row["part"] = "writing"
+        if seconds >= LEAST_SECONDS or row["brought"]:
             rows.append(row)
     return rows
 
@@ -80,7 +86,9 @@ def _brought(compression: Compression, summary: Mapping[str, Any]) -> dict[str, 
         words["channels"] = f"{count_text(_pruned_parameters(compression))} parameters left"
     if scores:
         words["candidates"] = f"{len(scores):,} candidates of {len({c.layer for c in scores})} layers"
-    if compression.decision is not None:
+    if compression.shrinking is not None:
+        words["training"] = _training(compression, summary)
+    elif compression.decision is not None:
         share = compression.decision.parameters / baseline["parameters"]
         tried = f"{len(compression.points)} configurations measured; " if compression.points else ""
         words["choice"] = f"{tried}{share:.1%} of the parameters kept (policy {compression.decision.policy})"
@@ -90,6 +98,15 @@ def _brought(compression: Compression, summary: Mapping[str, Any]) -> dict[str, 
             words[part] = _change(compression, summary, before, stage)
             before = before if stage in compression.rejected else stage
     return words
+
+
+def _training(compression: Compression, summary: Mapping[str, Any]) -> str:
+    """How far ranks shrank in how many epochs, and what that did to the measure on validation images."""
+    assert compression.shrinking is not None
+    epochs = compression.shrinking["epochs"]
+    size = f"{len(epochs)} epochs; {epochs[-1]['parameters'] / summary['baseline']['parameters']:.1%} of the parameters"
+    measured = _change(compression, summary, "baseline", "trained") if summary.get("trained") else ""
+    return f"{size}; {measured}" if measured else size
 
 
 def _pruned_parameters(compression: Compression) -> int:

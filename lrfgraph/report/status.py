@@ -108,9 +108,11 @@ class Status:
             if self.tried < 2:
                 return None
             return max(self.trials - self.tried + 1, 1) * (now - self.first_trial) / self.tried
-        share = self.within.get("finetune")
-        if share is not None:
-            return None if share < 0.02 else (now - self.unit) * (1 - share) / share
+        for step in ("finetune", "epoch"):
+            share = self.within.get(step)
+            if share is not None:
+                more = max(self.expected[step] - self.done[step] - 1, 0)  # epochs are nodes one after the other
+                return None if share < 0.02 else (now - self.unit) * ((1 - share) + more) / share
         waiting = {step: max(self.expected[step] - self.done[step], 0) for step in self.expected}
         return sum(count * self.each.get(step, 0.0) for step, count in waiting.items())
 

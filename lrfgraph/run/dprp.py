@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from fnmatch import filter as matching
@@ -20,7 +21,7 @@ from lrfgraph.run.driver import Driver
 from lrfgraph.run.state import Compression, Network
 from lrfgraph.run.steps.dprp import forms_of
 from lrfgraph.selection.problem import CandidateId, Choice, Decision
-from lrfgraph.selection.shrinking import Form, course, least_cost
+from lrfgraph.selection.shrinking import Form, course, least_cost, pace_of
 
 __all__ = ["check", "train"]
 
@@ -60,7 +61,7 @@ def train(driver: Driver, compression: Compression) -> Compression:
     _check_target(network, options, methods)
     nodes = _nodes(network, options, methods)
     refs = driver.carry_out("train", nodes)
-    compression = compression.noted(*notes)
+    compression = compression.noted(*notes, *_hurry(options))
     if driver.only:
         return compression
     epochs = [refs[node.name] for node in nodes if node.step == "epoch"]
@@ -138,6 +139,18 @@ def _idle_patterns(network: Network, options: DprpOptions) -> list[str]:
         if idle:
             notes.append(f"dprp.{key}: no layer matches {', '.join(map(repr, idle))}; `inspect` lists the layers")
     return notes
+
+
+def _hurry(options: DprpOptions) -> list[str]:
+    """Say where a target is too far for the pace that was asked for."""
+    pace, asked = pace_of(options), options.pace
+    if pace <= asked + 1e-9:
+        return []
+    enough = 2 * math.ceil((1 - min(s for s in (options.params, options.macs) if s is not None)) / asked - 1e-9)
+    return [
+        f"dprp.pace = {asked:g} does not reach the target in the first half of {options.epochs} epochs: {pace:.2g} of "
+        f"the network goes an epoch; {enough} epochs would do"
+    ]
 
 
 def _check_labels(driver: Driver, network: Network, options: DprpOptions) -> None:

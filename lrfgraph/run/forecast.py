@@ -96,6 +96,7 @@ def _probe(network: Network) -> dict[str, float]:
 
 
 COUNTS: Mapping[str, Callable[[Network], Mapping[str, float]]] = {
+    "train": lambda network: {"epoch": network.recipe.dprp.epochs},
     "explore": _explore,
     "candidates": _candidates,
     "probe": _probe,

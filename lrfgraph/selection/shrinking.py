@@ -21,7 +21,7 @@ from lrfgraph.options.dprp import DprpOptions
 from lrfgraph.selection.knapsack import solve
 from lrfgraph.selection.problem import Candidate, CandidateId, LayerChoices, Problem
 
-__all__ = ["RULES", "Form", "course", "least_cost", "next_forms", "next_weight", "size_of", "tail_of"]
+__all__ = ["RULES", "Form", "course", "least_cost", "next_forms", "next_weight", "pace_of", "size_of", "tail_of"]
 
 FIRST_RATE = 0.1
 """Part of the learning rate that the first step has; it grows during the first epoch."""
@@ -66,9 +66,7 @@ def course(options: DprpOptions) -> list[dict[str, Any]]:
     """
     targets = {name: getattr(options, name) for name in ("params", "macs") if getattr(options, name) is not None}
     cooldown = min(options.cooldown, options.epochs // 2)
-    most = max(options.epochs // 2, 1)
-    away = 1 - min(targets.values(), default=0.0)
-    pace = options.pace if math.ceil(away / options.pace - 1e-9) <= most else away / most
+    pace = pace_of(options)
     epochs = []
     for number in range(options.epochs):
         epoch: dict[str, Any] = {"number": number + 1}
@@ -82,6 +80,15 @@ def course(options: DprpOptions) -> list[dict[str, Any]]:
             epoch["left"], epoch["shrinks"] = None, number < max(options.epochs - cooldown, 1)
         epochs.append(epoch)
     return epochs
+
+
+def pace_of(options: DprpOptions) -> float:
+    """Return the share of the network that an epoch removes: `pace`, or more where half of the epochs are too few."""
+    targets = [share for share in (options.params, options.macs) if share is not None]
+    most = max(options.epochs // 2, 1)
+    away = 1 - min(targets, default=0.0)
+    enough = not targets or math.ceil(away / options.pace - 1e-9) <= most
+    return options.pace if enough else away / most
 
 
 def _rate(options: DprpOptions, place: int, cooldown: int) -> float:

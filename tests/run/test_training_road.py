@@ -224,6 +224,11 @@ def test_the_command_writes_a_smaller_model_and_its_log(call: Call, cache: Path,
     assert said.code == 0, said.err
     assert "orthogonality" in said.out
     summary = json.loads((out / "summary.json").read_text())
+    parts = {row["part"]: row for row in summary["account"]}
+    assert parts["training"]["brought"].startswith("2 epochs; ")
+    assert "fine-tuning" not in parts  # what was written was not trained again
+    assert sum(row["seconds"] for row in parts.values()) == pytest.approx(sum(summary["seconds"].values()), abs=0.05)
+    assert [note for note in summary["warnings"] if note.startswith("dprp.pace = 0.1 does not reach the target")]
     model = keras.models.load_model(out / "compressed.keras", compile=False)
     assert count(model).parameters == summary["final"]["parameters"] == summary["trained"]["parameters"]
     assert summary["finetuned"] is summary["factorized"] is None
@@ -256,6 +261,8 @@ def test_the_command_writes_a_smaller_model_and_its_log(call: Call, cache: Path,
         ((*COMMON, "--policy", "budget"), "no such option: --policy"),
         ((*COMMON, "--set", "finetune.epochs=3"), "where a network is trained with shrinking ranks"),
         ((*COMMON, "--crop", "30"), "[dprp] crop 30 is too large"),
+        ((*COMMON, "--until", "select"), "this run has no nodes of kind select to stop after; it has describe, data,"),
+        ((*COMMON, "--until", "finetune"), "this run has no nodes of kind finetune"),
         ((*COMMON, "--set", "dprp.learning_rate=1e18"), "training diverged in epoch"),
     ],
 )
@@ -265,6 +272,19 @@ def test_bad_input_is_one_line(words: tuple[Any, ...], message: str, call: Call,
     assert message in said.err
     assert len(said.err.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--set", "dprp.enabled=true", "--set", "dprp.params=0.5"), ("--prune", "fbp", "--set", "prune.alone=true")],
+)
+def test_candidates_of_a_network_that_has_none_are_not_explained(
+    words: tuple[str, ...], call: Call, tmp_path: Path
+) -> None:
+    said = call("explain", MODEL, "conv2", *COMMON, *words, "--cache", tmp_path / "cache")
+    assert said.code == 2
+    assert "explain is about candidates" in said.err
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_pattern_that_matches_nothing_is_noted(trained: Train) -> None:
