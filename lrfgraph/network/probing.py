@@ -17,6 +17,7 @@ from lrfgraph.layers.pieces import Piece, native_kernel
 from lrfgraph.layers.spec import Array, LayerSpec
 from lrfgraph.network.graph import Graph, feed, flatten, run
 from lrfgraph.network.heads import Head
+from lrfgraph.network.memory import Traffic, images_in_flight
 from lrfgraph.network.operations import kernel_variable
 
 __all__ = ["Probe", "probe"]
@@ -25,7 +26,7 @@ LIVE_BYTES = 256_000_000
 """Bytes that the original's live values may take at a probed layer."""
 
 BATCH = 128
-"""Images that run through a suffix at once."""
+"""Images that run through a suffix at once, at most."""
 
 Values = dict[int, Any]
 
@@ -51,7 +52,9 @@ def probe(
     images : (n, …), array-like; slices of several inputs are tuples.  A layer that is called several times is
     replaced everywhere.
     """
-    forward = _Forward(flatten(model))
+    graph = flatten(model)
+    batch = images_in_flight(Traffic.of(graph, model, images.shape[1:]).forward, BATCH)
+    forward = _Forward(graph, batch)
     at: dict[int, list[int]] = {}
     for number, one in enumerate(probes):
         at.setdefault(forward.first(one.layer.name), []).append(number)
@@ -76,8 +79,8 @@ def probe(
 class _Forward:
     """Runs parts of a network, keeping only values that are still read."""
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph, self.uses = graph, graph.last_use()
+    def __init__(self, graph: Graph, batch: int) -> None:
+        self.graph, self.uses, self.batch = graph, graph.last_use(), batch
 
     def first(self, path: str) -> int:
         """Return the index of a layer's first call."""
@@ -96,8 +99,8 @@ class _Forward:
     def outputs(self, live: Values, index: int) -> Array:
         """Return the network's outputs from the values that are alive at the call `index`, batch by batch."""
         outputs = []
-        for start in range(0, len(next(iter(live.values()))), BATCH):
-            values = {slot: value[start : start + BATCH] for slot, value in live.items()}
+        for start in range(0, len(next(iter(live.values()))), self.batch):
+            values = {slot: value[start : start + self.batch] for slot, value in live.items()}
             end = self.advance(values, index, len(self.graph.calls))[self.graph.outputs[0]]
             outputs.append(np.asarray(end).astype(np.float32))
         return np.concatenate(outputs)
