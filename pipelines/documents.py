@@ -24,6 +24,7 @@ WIDTH, HEIGHT, MARGIN = 640, 360, 48
 BLOCK = re.compile(r"(<!-- (\w+) -->\n)(.*?)(<!-- end -->)", re.S)
 NAMES = {
     "resnet20_cifar10": "ResNet-20, CIFAR-10",
+    "resnet56_cifar10": "ResNet-56, CIFAR-10",
     "cnn_gtsrb": "CNN, GTSRB",
     "lenet5_mnist": "LeNet-5, MNIST",
     "vgg6_cifar10": "VGG-6, CIFAR-10",
@@ -129,8 +130,22 @@ def memory(found: Result) -> str:
     for name, row in found["networks"].items():
         peak = max(stage["memory"] for stage in row["stated"].values())
         measured = max(kind["measured_bytes"] for kind in row["measured"].values())
-        rows.append([NAMES[name], f"{peak / 1e9:.2f} GB", f"{measured / 1e9:.2f} GB"])
-    return table(("network", "memory stated", "memory measured"), rows)
+        lost = [f"{100 * row['quality'][stage]['test']['drop']:.1f}" for stage in ("factorized", "repaired")]
+        rows.append([NAMES[name], f"{peak / 1e9:.2f} GB", f"{measured / 1e9:.2f} GB", *lost])
+    return table(("network", "memory stated", "memory measured", "points lost", "after repair"), rows)
+
+
+def planning(found: Result) -> str:
+    return f"A plan of {found['nodes']:,} nodes that are all in the cache takes {found['seconds']:.1f} s.\n"
+
+
+def parallel(found: Result) -> str:
+    rows = [
+        [NAMES[name], way, f"{row['seconds']:.0f}", f"{row['against_first']:.2f}"]
+        for name, ways in found["networks"].items()
+        for way, row in ways.items()
+    ]
+    return table(("network", "on two cores", "seconds to the choice", "times as fast"), rows)
 
 
 def pruning(found: Result) -> str:
@@ -179,6 +194,8 @@ BLOCKS: dict[str, Callable[[Result], str]] = {
         equivalence,
         mutants,
         exploration,
+        planning,
+        parallel,
         store,
         memory,
         pruning,
