@@ -323,10 +323,11 @@ def push(run: RunName, remote: Remote, cache: Cache = None, json: Json = False, 
 
 @cache.command()
 def pull(run: RunName, remote: Remote, cache: Cache = None, json: Json = False, debug: Debug = False) -> None:
-    """Fetch what a run stands on from the remote, so that it can be gone on with, or planned, without it."""
+    """Fetch what a run stands on, so that it can be gone on with without the remote; exit code 1 if some is absent."""
     from lrfgraph.commands import cache as commands
 
-    commands.pull(cache_folder(cache), run, remote, as_json=json)
+    if not commands.pull(cache_folder(cache), run, remote, as_json=json):
+        raise typer.Exit(1)
 
 
 # The program --------------------------------------------------------------------------------------------------------

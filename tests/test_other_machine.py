@@ -55,11 +55,30 @@ def test_a_run_is_pulled_by_its_name(finished: Finished, remote: str, call: Call
     assert call("cache", "verify", "--cache", tmp_path / "cache").code == 0
 
 
+def test_a_run_that_had_no_remote_before_is_pulled_whole(finished: Finished, call: Call, tmp_path: Path) -> None:
+    remote, cache = f"file://{tmp_path}/remote", ("--cache", tmp_path / "cache")
+    shutil.copytree(finished.cache, tmp_path / "first")
+    said = call("run", *finished.arguments, "--cache", tmp_path / "first", "--remote", remote, "--out", tmp_path / "o",
+                "--json")  # fmt: skip
+    assert said.code == 0, said.err
+    run = json.loads(said.out)["run"]
+    assert call("cache", "pull", run, "--remote", remote, *cache).code == 0
+    assert call("plan", *finished.arguments, *cache).code == 0
+    # what is gone there is said, and is no success
+    shutil.rmtree(tmp_path / "cache")
+    for manifest in (tmp_path / "remote" / "v2" / "select").rglob("entry.json"):
+        manifest.unlink()
+    said = call("cache", "pull", run, "--remote", remote, *cache)
+    assert (said.code, said.err) == (1, "")
+    assert "1 that the run names are not in the remote" in said.out
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
         (("pull", "nothing", "--remote", "file:///{}/remote"), "has no run 'nothing'; it has "),
         (("pull", "nothing", "--remote", "ftp://x"), "run.remote is s3://BUCKET/PREFIX"),
+        (("pull", "nothing", "--remote", "file:///{}/mistyped"), "mistyped cannot be reached (no such folder)"),
         (("pull", "nothing"), "Missing option '--remote'"),
         (("push", "nothing", "--remote", "file:///{}/remote"), "has no run 'nothing'"),
     ],
@@ -71,6 +90,15 @@ def test_bad_words_are_one_line(
     assert (said.code, said.out) == (2, "")
     assert line in said.err
     assert len(said.err.splitlines()) == 1
+    assert not (tmp_path / "mistyped").exists()
+
+
+def test_a_push_that_cannot_reach_says_nothing_of_options(finished: Finished, call: Call, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    run = json.loads((finished.out / "summary.json").read_text())["run"]
+    said = call("cache", "push", run, "--remote", f"file://{tmp_path}/file/x", "--cache", finished.cache)
+    assert (said.code, said.out) == (2, "")
+    assert said.err.endswith("file/x cannot be reached (Not a directory)\n")
 
 
 def test_a_remote_that_is_not_there_is_said_and_the_run_goes_on(finished: Finished, call: Call, tmp_path: Path) -> None:

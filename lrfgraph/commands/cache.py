@@ -149,13 +149,15 @@ def push(folder: Path, run: str, url: str, *, as_json: bool = False) -> None:
     _exchanged(exchange.push(_with_remote(_open(folder), url), run), "put", "in this cache", as_json)
 
 
-def pull(folder: Path, run: str, url: str, *, as_json: bool = False) -> None:
-    """Fetch what a run stands on from the remote."""
-    _exchanged(exchange.pull(_with_remote(Store(folder), url), run), "fetched", "in the remote", as_json)
+def pull(folder: Path, run: str, url: str, *, as_json: bool = False) -> bool:
+    """Fetch what a run stands on from the remote; returns whether all of it is here."""
+    done = exchange.pull(_with_remote(Store(folder), url), run)
+    _exchanged(done, "fetched", "in the remote", as_json)
+    return not done.absent
 
 
 def _with_remote(store: Store, url: str) -> Store:
-    store.remote = RemoteStore(url, required=True)
+    store.remote = RemoteStore(url, required=True, reason="")
     return store
 
 

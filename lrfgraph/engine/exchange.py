@@ -27,10 +27,21 @@ class Exchange:
 
 
 def finish(store: Store, record: RunRecord) -> None:
-    """Wait until the remote has all that a run computed, and leave the run's record there for `pull`."""
-    if store.remote is not None:
-        store.remote.settle()
-        _put_record(store.remote, record)
+    """Wait until the remote has all that a run stands on and that is here, and leave the run's record for `pull`.
+
+    What was in the cache before the run had this remote is put as well; where the same record is there already,
+    nothing is asked about its entries.
+    """
+    remote = store.remote
+    if remote is None:
+        return
+    remote.settle()
+    if remote.readonly:
+        return
+    if not _has_record(remote, record):
+        _put_missing(store, remote, record)
+        remote.settle()
+    _put_record(remote, record)
 
 
 def push(store: Store, name: str) -> Exchange:
@@ -39,15 +50,12 @@ def push(store: Store, name: str) -> Exchange:
     if remote.readonly:
         raise StoreError(f"remote {remote.url} is only read (run.remote_readonly); leave that out to push")
     record = find_run(store, name)
-    here = [key for key in record.keys if store.is_here(key)]
-    there = remote.holding(here)
-    moved = [key for key in here if key not in there]
-    for key in moved:
-        remote.put(store, key)
+    remote.create()
+    moved, there = _put_missing(store, remote, record)
     remote.flush()
     _put_record(remote, record)
     absent = tuple(key for key in record.keys if not store.is_here(key))
-    return Exchange(len(moved), _bytes(store, moved), len(there), absent)
+    return Exchange(len(moved), _bytes(store, moved), there, absent)
 
 
 def pull(store: Store, name: str) -> Exchange:
@@ -74,6 +82,24 @@ def _remote_of(store: Store) -> RemoteStore:
     if store.remote is None:
         raise StoreError("say which remote; received none")
     return store.remote
+
+
+def _put_missing(store: Store, remote: RemoteStore, record: RunRecord) -> tuple[list[str], int]:
+    """Put what is here and not there; returns these keys, and how many of the run's are in both places."""
+    here = [key for key in record.keys if store.is_here(key)]
+    there = remote.holding(here)
+    moved = [] if remote.away else [key for key in here if key not in there]
+    for key in moved:
+        remote.put(store, key)
+    return moved, len(there)
+
+
+def _has_record(remote: RemoteStore, record: RunRecord) -> bool:
+    """Whether the remote's record of a run names the same entries."""
+    try:
+        return set(json.loads(remote.read(_record_path(record.name)) or b"")["keys"]) == set(record.keys)
+    except (ValueError, TypeError, KeyError):
+        return False
 
 
 def _put_record(remote: RemoteStore, record: RunRecord) -> None:

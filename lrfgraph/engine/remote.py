@@ -8,7 +8,6 @@ or ends where it is `required`.
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lrfgraph.engine.entry import CorruptEntry
 from lrfgraph.engine.files import write
+from lrfgraph.engine.locations import import_obstore, make_folder, no_folder, open_url
 from lrfgraph.engine.nodes import parts_of
 from lrfgraph.engine.store import SYNC_SECONDS, VERSION, parse_manifest
 from lrfgraph.errors import StoreError
@@ -32,8 +32,6 @@ __all__ = ["RemoteStore", "remote_store"]
 URL = re.compile(r"(s3|gs|az|file)://[^\s?#]+")
 AT_ONCE = 16
 """Requests that are on their way at the same time."""
-CONNECT, SILENCE, WHOLE, RETRIES = 5.0, 30.0, 600.0, 3
-"""Seconds until a connection stands, without a byte, and of a whole request; how often one is tried again."""
 BLOCK = 8 << 20
 
 T = TypeVar("T")
@@ -49,18 +47,22 @@ class RemoteStore:
     """Entries in an object store; nothing is asked of it before something is looked for.
 
     url : ``s3://bucket/prefix``, ``gs://…``, ``az://…`` or ``file:///folder``; credentials and endpoints are those of
-    the environment.  readonly : nothing is put there.  required : raise StoreError where it cannot be reached.
+    the environment. A folder that is not there is made by the first that is put into it.  readonly : nothing is put
+    there.  required : raise StoreError where it cannot be reached.  reason : why it is required, as the error says.
     known : keys that were seen there and are not here.
     Raises StoreError for another URL.
     """
 
-    def __init__(self, url: str, readonly: bool = False, required: bool = False) -> None:
+    def __init__(
+        self, url: str, readonly: bool = False, required: bool = False, reason: str = "run.remote_required is set"
+    ) -> None:
         if not URL.fullmatch(url):
             raise StoreError(f"run.remote is s3://BUCKET/PREFIX, gs://…, az://… or file:///FOLDER; received {url!r}")
-        self.url, self.readonly, self.required = url.rstrip("/"), readonly, required
+        self.url, self.readonly, self.required, self.reason = url.rstrip("/"), readonly, required, reason
         self.known: set[str] = set()
         self.away = ""
         self._damaged: set[str] = set()
+        self._put_there: set[str] = set()
         self._notes: list[str] = []
         self._unput = 0
         self._waiting: set[Future[None]] = set()
@@ -107,6 +109,8 @@ class RemoteStore:
         """Return those of some keys whose entry is there, its manifest sound."""
 
         def holds(key: str) -> bool:
+            if key in self._put_there:
+                return True
             content = self.read(f"{_place(key)}/entry.json")
             with suppress(CorruptEntry):
                 return content is not None and bool(parse_manifest(key, content))
@@ -240,6 +244,13 @@ class RemoteStore:
             if not one.cancelled() and self._failure is None:
                 self._failure = one.exception()
 
+    def create(self) -> None:
+        """Make the folder of a ``file:`` URL where it is not there; a bucket is never made."""
+        try:
+            make_folder(self.url)
+        except OSError as error:
+            self._leave(error)
+
     def write(self, path: str, content: bytes) -> bool:
         """Put an object; returns whether it is there."""
         import_obstore()
@@ -257,6 +268,7 @@ class RemoteStore:
         done = all(self._upload(folder / relative, f"{_place(key)}/{relative}") for relative in files)
         if done and self.write(f"{_place(key)}/entry.json", content):
             self._damaged.discard(key)
+            self._put_there.add(key)
         elif folder.is_dir():
             with self._guard:
                 self._unput += 1
@@ -283,6 +295,7 @@ class RemoteStore:
         self._waiting.clear()
         self.known.clear()
         self._damaged.clear()
+        self._put_there.clear()
 
     def _threads(self, purpose: str) -> ThreadPoolExecutor:
         with self._guard:
@@ -297,7 +310,8 @@ class RemoteStore:
         from obstore.exceptions import BaseError, PermissionDeniedError
 
         try:
-            client = self._opened()
+            if (client := self._opened(writing)) is None:
+                return None
         except (BaseError, OSError, ValueError) as error:
             self._leave(error)
             return None
@@ -319,7 +333,9 @@ class RemoteStore:
         reason = " ".join(str(error).split("\n")[0].split())[:300] or type(error).__name__
         what = "written" if only_writing else "reached"
         if self.required:
-            raise StoreError(f"remote {self.url} cannot be {what} ({reason}); run.remote_required is set") from error
+            raise StoreError(
+                f"remote {self.url} cannot be {what} ({reason}){self.reason and '; '}{self.reason}"
+            ) from error
         with self._guard:
             if self.away or (only_writing and self.readonly):
                 return
@@ -331,45 +347,23 @@ class RemoteStore:
             self.known.clear()
             self._notes.append(f"remote {self.url} cannot be reached ({reason}); the run goes on without it")
 
-    def _opened(self) -> Any:
+    def _opened(self, writing: bool) -> Any:
+        """The client; ``None`` for a folder that is yet to be made."""
         with self._guard:
             if self._client is None:
-                client = _open(self.url)
+                if no_folder(self.url):
+                    if self.readonly or self.required:  # what is there is wanted: the URL is mistyped
+                        raise FileNotFoundError("no such folder")
+                    if not writing:
+                        return None
+                    make_folder(self.url)
+                client = open_url(self.url)
                 import obstore
 
                 for _ in obstore.list(client, prefix=f"{VERSION}/none", chunk_size=1):  # a bucket that is not there
                     break
                 self._client = client
             return self._client
-
-
-def import_obstore() -> None:
-    """Raise StoreError in one line where the package is not installed."""
-    try:
-        import obstore  # noqa: F401
-    except ImportError:
-        raise StoreError("a remote needs the package obstore; pip install 'lrfgraph[remote]'") from None
-
-
-def _open(url: str) -> Any:
-    import_obstore()
-    from datetime import timedelta
-
-    from obstore.store import from_url
-
-    if url.startswith("file:"):
-        return from_url(url, mkdir=True)
-    endpoint = next(
-        (os.environ[name] for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if name in os.environ), ""
-    )
-    options: Any = {
-        "connect_timeout": timedelta(seconds=CONNECT),
-        "read_timeout": timedelta(seconds=SILENCE),
-        "timeout": timedelta(seconds=WHOLE),
-        "allow_http": endpoint.startswith("http://"),
-    }
-    retry: Any = {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=SILENCE)}
-    return from_url(url, client_options=options, retry_config=retry)
 
 
 def _place(key: str) -> str:

@@ -60,6 +60,8 @@ def question(
         asked = replace(asked.with_own(own, "prune"), spelling=_spelling_of_prune)
     if not is_path(model) and asked.here("model.custom"):
         raise RecipeError("custom has no effect on a Keras model that is given itself; leave it out")
+    if not all(map(is_path, (model, *arrays.values()))):
+        _check_first(asked, arrays)
     cache = Path(asked.recipe.run.cache)
     path, custom = model_file(model, cache)
     if custom:
@@ -71,6 +73,16 @@ def question(
     asked = checked(asked)
     with modules_of(asked):
         yield path, replace(asked, recipe=asked.recipe.placed(Path()))
+
+
+def _check_first(asked: Asked, arrays: Mapping[str, Any]) -> None:
+    """Raise LrfError for options that are refused, before models and arrays are written for nothing."""
+    for key, value in arrays.items():
+        asked = asked.with_value(key, os.fspath(value) if is_path(value) else "images.npz")
+    recipe = checked(asked).recipe
+    with modules_of(asked):
+        api.check(recipe)
+    api.store_of(recipe)
 
 
 def _inputs(model: Path, asked: Asked) -> Callable[[], Inputs]:

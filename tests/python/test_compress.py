@@ -185,6 +185,25 @@ def test_what_is_wrong_is_one_line(case: str, network: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"remote": "ftp://x"},
+        {"until": "nonsense"},
+        {"max_drop": 1.0, "configuration": "hybrid.toml"},
+        {"prune": {"method": "fbp"}, "configuration": "hybrid.toml"},
+        {"data": {"metric": "nowhere:measure"}},
+    ],
+    ids=str,
+)
+def test_a_refused_call_leaves_nothing(words: dict[str, Any], network: Any, tmp_path: Path) -> None:
+    pairs = np.repeat(IMAGE, 4, 0), np.zeros(32, np.int64)
+    for call in (lrfgraph.compress, lrfgraph.plan):
+        with pytest.raises(LrfError):
+            call(network, pairs, **words)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_classes_that_no_module_has_are_refused(network: Any) -> None:
     import keras
 
