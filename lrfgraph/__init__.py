@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lrfgraph.options.recipe import Recipe
-    from lrfgraph.python.compress import compress, inspect, plan, prune
+    from lrfgraph.python.compress import compress, inspect, plan, prune, train
     from lrfgraph.report.result import Result
 
-__all__ = ["Recipe", "Result", "__version__", "compress", "inspect", "plan", "prune"]
+__all__ = ["Recipe", "Result", "__version__", "compress", "inspect", "plan", "prune", "train"]
 
 __version__ = "0.1.0"
 
 _HOMES = {"Recipe": "lrfgraph.options.recipe", "Result": "lrfgraph.report.result"}
-_HOMES |= dict.fromkeys(("compress", "inspect", "plan", "prune"), "lrfgraph.python.compress")
+_HOMES |= dict.fromkeys(("compress", "inspect", "plan", "prune", "train"), "lrfgraph.python.compress")
 
 
 def __getattr__(name: str) -> Any:

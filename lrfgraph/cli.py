@@ -85,7 +85,7 @@ class TrainingCommand(RecipeCommand):
         flag: option for flag, option in RecipeCommand.flags.items() if option.section not in dprp.UNREAD
     } | {
         f"--{name.replace('_', '-')}": replace(OPTIONS[f"dprp.{name}"], flag=f"--{name.replace('_', '-')}")
-        for name in ("params", "macs", "epochs", "from_scratch", "matricization", "crop", "flip")
+        for name in dprp.SHORT
     }
 
 

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from lrfgraph.options.option import Section, option
 from lrfgraph.options.values import INTEGER, NAMES, NUMBER, SWITCH, TEXT
 
-__all__ = ["ALONE", "UNREAD", "DprpOptions"]
+__all__ = ["ALONE", "SHORT", "UNREAD", "DprpOptions"]
 
 TRAINING = {"dprp.enabled": True}
 WITH_TEACHER = TRAINING | {"dprp.from_scratch": False}
 
 UNREAD = ("prune", "record", "explore", "similarity", "select", "repair", "finetune")
 """Sections that are not read where ranks shrink in training: nothing is explored, and nothing is left to retrain."""
+SHORT = ("params", "macs", "epochs", "from_scratch", "matricization", "crop", "flip")
+"""Options that have a flag, by this name, where nothing else is done."""
 ALONE = ("dprp.enabled=true",)
 """What asks for that."""
 

@@ -9,14 +9,14 @@ from typing import Any
 
 from lrfgraph import api
 from lrfgraph.commands.run import carry_out
-from lrfgraph.options.pruning import ALONE
+from lrfgraph.options import dprp, pruning
 from lrfgraph.python.question import question
 from lrfgraph.report.progress import Progress
 from lrfgraph.report.result import Result
 from lrfgraph.run.driver import Driver
 from lrfgraph.run.state import Network
 
-__all__ = ["compress", "inspect", "plan", "prune"]
+__all__ = ["compress", "inspect", "plan", "prune", "train"]
 
 
 def compress(model: Any, images: Any = None, *, recipe: Any = None, progress: bool = True, **options: Any) -> Result:
@@ -41,7 +41,15 @@ def compress(model: Any, images: Any = None, *, recipe: Any = None, progress: bo
 
 def prune(model: Any, images: Any = None, *, recipe: Any = None, progress: bool = True, **options: Any) -> Result:
     """Remove whole channels of a network and factorize nothing; arguments and result are those of `compress`."""
-    return _compress(model, images, recipe, progress, options, ALONE)
+    return _compress(model, images, recipe, progress, options, pruning.ALONE)
+
+
+def train(model: Any, images: Any = None, *, recipe: Any = None, progress: bool = True, **options: Any) -> Result:
+    """Train a network while the ranks of its layers shrink; arguments and result are those of `compress`.
+
+    ``params``, ``macs``, ``epochs``, ``from_scratch``, ``matricization``, ``crop`` and ``flip`` are those of ``dprp``.
+    """
+    return _compress(model, images, recipe, progress, options, dprp.ALONE)
 
 
 def _compress(

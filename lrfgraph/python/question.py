@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lrfgraph.commands.asking import modules_of
 from lrfgraph.commands.effects import checked
 from lrfgraph.errors import RecipeError
 from lrfgraph.images.naming import Inputs
+from lrfgraph.options import dprp
 from lrfgraph.options.asked import Asked
 from lrfgraph.options.option import Option, is_unknown
 from lrfgraph.options.pruning import SHARES, UNREAD
@@ -34,6 +36,11 @@ WORDS_OF_PRUNE = {word: option for word, option in WORDS.items() if option.secti
 }
 """The same where channels are removed alone: shares are then those of ``[prune]``."""
 
+WORDS_OF_TRAIN = {word: option for word, option in WORDS.items() if option.section not in dprp.UNREAD} | {
+    name: OPTIONS[f"dprp.{name}"] for name in dprp.SHORT
+}
+"""The same where ranks shrink in training: its words are those of ``[dprp]``."""
+
 SOURCES = ("data.source", "data.val")
 """Options that may be arrays."""
 
@@ -48,7 +55,8 @@ def question(
     Raises LrfError.
     """
     asked = replace(_recipe(recipe), spelling=_spelling)
-    values = dict(_options(words, WORDS_OF_PRUNE if own else WORDS))
+    short = WORDS_OF_TRAIN if own == dprp.ALONE else WORDS_OF_PRUNE if own else WORDS
+    values = dict(_options(words, short))
     if images is not None:
         if "data.source" in values:
             raise RecipeError("images are given twice, as images and as data; leave one of them out")
@@ -57,7 +65,8 @@ def question(
     for key, value in values.items():
         asked = asked.with_value(key, os.fspath(value) if isinstance(value, os.PathLike) else value)
     if own:
-        asked = replace(asked.with_own(own, "prune"), spelling=_spelling_of_prune)
+        name = "train" if own == dprp.ALONE else "prune"
+        asked = replace(asked.with_own(own, name), spelling=partial(_spelling, short=short))
     if not is_path(model) and asked.here("model.custom"):
         raise RecipeError("custom has no effect on a Keras model that is given itself; leave it out")
     if not all(map(is_path, (model, *arrays.values()))):
@@ -136,7 +145,3 @@ def _spelling(key: str, short: Mapping[str, Option] = WORDS) -> str:
     word = next((word for word, option in short.items() if option.key == key), None)
     section, _, name = key.partition(".")
     return word or f"{section}=dict({name}=…)"
-
-
-def _spelling_of_prune(key: str) -> str:
-    return _spelling(key, WORDS_OF_PRUNE)

@@ -155,6 +155,15 @@ def test_prune_takes_shares_of_its_own(network: Any, arrays: Mapping[str, Any]) 
     assert result.model.count_params() < network.count_params()
 
 
+def test_train_takes_words_of_its_own(network: Any, arrays: Mapping[str, Any]) -> None:
+    images = arrays["x_train"], arrays["y_train"]
+    words = {name: SMALL[name] for name in ("data", "scale", "progress")}
+    result = lrfgraph.train(network, images, params=0.7, epochs=2, **words)
+    assert result.summary["final"]["parameters"] == result.model.count_params() < network.count_params()
+    with pytest.raises(RecipeError, match="keyword 'max_drop' is unknown"):
+        lrfgraph.train(network, images, max_drop=1.0)
+
+
 IMAGE = np.zeros((8, 14, 14, 1), np.float32)
 BAD: dict[str, tuple[type[LrfError], tuple[Any, ...], dict[str, Any], str]] = {
     "no model": (ModelError, (3,), {}, "must be a Keras model, or the path .*received int"),
