@@ -21,6 +21,9 @@ from lrfgraph.options.values import names_function
 
 __all__ = ["BESIDE", "ask", "asking", "cache_folder", "looking"]
 
+COMMANDS = {"prune": "prune", "dprp": "train"}
+"""What a command is called that says options of a section itself."""
+
 BESIDE = "lrfgraph.toml"
 """The recipe that is read where it lies beside the model or in the working folder, and none is named."""
 
@@ -45,7 +48,7 @@ def asking(
 
     asked = ask(model, file, settings)
     if own:
-        asked = asked.with_own(own, "prune")
+        asked = asked.with_own(own, COMMANDS[own[0].partition(".")[0]])
     if flags is not None:
         asked = replace(asked, spelling=partial(_spelling, {option.key: flag for flag, option in flags.items()}))
     asked = checked(with_policy(asked, policy) if policy else asked)
