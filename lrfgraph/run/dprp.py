@@ -62,16 +62,17 @@ def train(driver: Driver, compression: Compression) -> Compression:
     nodes = _nodes(network, options, methods)
     refs = driver.carry_out("train", nodes)
     compression = compression.noted(*notes, *_hurry(options))
-    if driver.only:
+    if driver.only == "matricize":
         return compression
     epochs = [refs[node.name] for node in nodes if node.step == "epoch"]
     history = [{**driver.data(ref)["row"]} for ref in epochs]
     first = [rank for _, _, rank, _ in driver.data(refs["matricize"])["forms"]]
-    decision = _decision(driver, network, options, epochs[-1])
     shrinking = {"layers": [network.layers[number].name for number in methods], "ranks": first, "epochs": history}
-    return replace(
-        compression, decision=decision, models={"trained": refs["absorb"]}, final="trained", shrinking=shrinking
-    )
+    compression = replace(compression, shrinking=shrinking)
+    if driver.only:
+        return compression
+    decision = _decision(driver, network, options, epochs[-1])
+    return replace(compression, decision=decision, models={"trained": refs["absorb"]}, final="trained")
 
 
 # What is trained, and how -------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pipelines.benchmarks.equivalence import EDITS, Design, State, images, walk
 @pytest.mark.parametrize("seed", [1])
 def test_a_walk_of_edits(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(equivalence, "ARCHITECTURES", ("separable", "nested"))
-    steps = list(walk(seed, 5, tmp_path, restart=3))
+    steps = list(walk(seed, 4, tmp_path, restart=3))
     # what two options make alike (a solver that has converged) is not known to be alike before it is made
     assert sum(len(step["repeated"]) for step in steps) <= 0.05 * sum(step["run"] for step in steps)
     for step in steps:

@@ -54,7 +54,7 @@ def epochs_of(compression: api.Compression) -> list[dict[str, Any]]:
 
 
 def rows(train: Train, **options: Any) -> list[dict[str, Any]]:
-    return epochs_of(train(until=None, **options))
+    return epochs_of(train(until="epoch", **options))
 
 
 def state_of(compression: api.Compression) -> dict[str, np.ndarray]:
@@ -208,6 +208,7 @@ def test_it_stops_after_a_kind(kind: str, trained: Train) -> None:
     assert compression.stopped
     assert compression.exported is None
     assert kind in compression.driver.run | compression.driver.reused
+    assert (compression.shrinking is None) == (kind == "matricize")
 
 
 # The command line ---------------------------------------------------------------------------------------------------
