@@ -62,7 +62,7 @@ def train(driver: Driver, compression: Compression) -> Compression:
     nodes = _nodes(network, options, methods)
     refs = driver.carry_out("train", nodes)
     compression = compression.noted(*notes, *_hurry(options))
-    if driver.only == "matricize":
+    if driver.only == "matricize" or (driver.only and driver.dry):  # a plan has looked up what it stops after alone
         return compression
     epochs = [refs[node.name] for node in nodes if node.step == "epoch"]
     history = [{**driver.data(ref)["row"]} for ref in epochs]
