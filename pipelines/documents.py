@@ -57,7 +57,8 @@ def written(text: str) -> str:
 def _block(name: str) -> str:
     """A result and what it was measured on, which may be older than what is there now."""
     found = result(name)
-    return f"{BLOCKS[name](found)}\nMeasured on commit {found['commit'][:7]}, {found['finished'][:10]}.\n"
+    changed = " with changes that were not committed" if found["commit"].endswith("+") else ""
+    return f"{BLOCKS[name](found)}\nMeasured on commit {found['commit'][:7]}{changed}, {found['finished'][:10]}.\n"
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -19,13 +19,18 @@ from lrfgraph.options.option import Option
 from lrfgraph.options.recipe import OPTIONS
 from lrfgraph.options.values import names_function
 
-__all__ = ["BESIDE", "ask", "asking", "cache_folder", "looking"]
+__all__ = ["BESIDE", "ask", "asking", "cache_folder", "command_of", "looking"]
 
 COMMANDS = {"prune": "prune", "dprp": "train"}
 """What a command is called that says options of a section itself."""
 
 BESIDE = "lrfgraph.toml"
 """The recipe that is read where it lies beside the model or in the working folder, and none is named."""
+
+
+def command_of(own: Sequence[str]) -> str:
+    """Return what the command is called that says these settings itself."""
+    return COMMANDS[own[0].partition(".")[0]]
 
 
 @contextmanager
@@ -48,7 +53,7 @@ def asking(
 
     asked = ask(model, file, settings)
     if own:
-        asked = asked.with_own(own, COMMANDS[own[0].partition(".")[0]])
+        asked = asked.with_own(own, command_of(own))
     if flags is not None:
         asked = replace(asked, spelling=partial(_spelling, {option.key: flag for flag, option in flags.items()}))
     asked = checked(with_policy(asked, policy) if policy else asked)

@@ -40,9 +40,9 @@ class RowMoments:
         if self.constant:
             outer = np.concatenate([outer, inner.sum(axis=1, keepdims=True)], axis=1)
         product: Array = outer / self.rows.shape[1]
-        return product if self.shrinkage is None else product + self.shrinkage * (self._uncorrelated(right) - product)
+        return product if self.shrinkage is None else product + self.shrinkage * (self.uncorrelated(right) - product)
 
-    def _uncorrelated(self, right: Array) -> Array:
+    def uncorrelated(self, right: Array) -> Array:
         """Return (μμᵀ + diag(σ²))·right: what G would be if no two inputs varied together."""
         mean, variance = self.rows.mean(axis=1)[..., None], self.rows.var(axis=1)[..., None]
         if self.constant:
@@ -124,10 +124,15 @@ def centred(moments: Moments) -> Moments:
 
 
 def as_matrix(moments: Moments) -> Array:
-    """Return moments of rows as a matrix, for what is not wide; float64."""
+    """Return moments of rows as a matrix, for what is not wide; others as they are; float64."""
     if isinstance(moments, RowMoments):
-        width = moments.rows.shape[2] + moments.constant
-        product: Array = moments @ np.broadcast_to(np.eye(width), (len(moments.rows), width, width))
+        rows = moments.rows
+        if moments.constant:
+            rows = np.pad(rows, ((0, 0), (0, 0), (0, 1)), constant_values=1.0)
+        product: Array = (rows.swapaxes(1, 2) @ rows) / rows.shape[1]
+        if moments.shrinkage is not None:
+            eye = np.broadcast_to(np.eye(product.shape[-1]), product.shape)
+            product = product + moments.shrinkage * (moments.uncorrelated(eye) - product)
         return product
     assert not isinstance(moments, NoMoments)
     return moments.astype(np.float64)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lrfgraph import api
-from lrfgraph.commands.asking import modules_of
+from lrfgraph.commands.asking import command_of, modules_of
 from lrfgraph.commands.effects import checked
 from lrfgraph.errors import RecipeError
 from lrfgraph.images.naming import Inputs
@@ -41,6 +41,8 @@ WORDS_OF_TRAIN = {word: option for word, option in WORDS.items() if option.secti
 }
 """The same where ranks shrink in training: its words are those of ``[dprp]``."""
 
+WORDS_OF = {"prune": WORDS_OF_PRUNE, "train": WORDS_OF_TRAIN}
+
 SOURCES = ("data.source", "data.val")
 """Options that may be arrays."""
 
@@ -55,7 +57,8 @@ def question(
     Raises LrfError.
     """
     asked = replace(_recipe(recipe), spelling=_spelling)
-    short = WORDS_OF_TRAIN if own == dprp.ALONE else WORDS_OF_PRUNE if own else WORDS
+    command = command_of(own) if own else ""
+    short = WORDS_OF.get(command, WORDS)
     values = dict(_options(words, short))
     if images is not None:
         if "data.source" in values:
@@ -65,8 +68,7 @@ def question(
     for key, value in values.items():
         asked = asked.with_value(key, os.fspath(value) if isinstance(value, os.PathLike) else value)
     if own:
-        name = "train" if own == dprp.ALONE else "prune"
-        asked = replace(asked.with_own(own, name), spelling=partial(_spelling, short=short))
+        asked = replace(asked.with_own(own, command), spelling=partial(_spelling, short=short))
     if not is_path(model) and asked.here("model.custom"):
         raise RecipeError("custom has no effect on a Keras model that is given itself; leave it out")
     if not all(map(is_path, (model, *arrays.values()))):

@@ -48,7 +48,7 @@ PROBED = 256 << 20
 """What probes have alive of the original at a layer."""
 
 ROWS_ON_DISK = 0.45
-"""Share of the bytes of rows that is left of them compressed: 0.36 in a network of ReLUs, 0.9 where none is."""
+"""Share of the bytes of rows that is left of them compressed: measured 0.36 in ResNet-20; fewer zeros leave more."""
 
 ASSUMED = 1000
 """Images of a split that nobody has counted yet."""

@@ -1,7 +1,7 @@
 """How ranks shrink while a network is trained: the course of the epochs, and which ranks go at the end of each; pure.
 
-Our reading of DPRP (arXiv 2401.08014; METHODS §6). What an epoch does depends on the epochs before it alone: a longer
-training, or one with a smaller target, goes on from a shorter one.
+Our reading of DPRP (arXiv 2401.08014; METHODS §6). What an epoch does depends on the epochs before it and on its own
+rate and share: a longer training, or one with a smaller target, goes on from where a shorter one differs.
 """
 
 from __future__ import annotations

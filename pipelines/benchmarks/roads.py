@@ -2,9 +2,9 @@
 
     python pipelines/benchmarks/roads.py --models MODELS --data DATA --cache CACHE --out roads.json
 
-``--shares`` are of the parameters, or of the MACs, of the original. Pruned first, a network keeps each of `FIRST` of
-them and is factorized to what is left; the row that is nearest to the original on validation images (KL) is taken, and
-all rows are written. Test images are measured once for what was taken.
+``--shares`` are of the parameters, or of the MACs, of the original. Pruned first, a network keeps each of
+`first_shares` of them and is factorized to the share that is asked for, which stays one of the original. Of these rows
+the nearest to the original on validation images (KL) is taken; all are written.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from typing import Any
 from networks import arguments, model_path, print_table, recipe_of, write
 
 NETWORKS = ["cnn_gtsrb", "vgg_bn_cifar10", "resnet20_cifar10", "resnet56_cifar10"]
-FIRST = (0.95, 0.85, 0.5)
-"""How much of the way pruning goes: shares of the original that it leaves, the last as an exponent of the whole."""
+
+
+def first_shares(share: float) -> tuple[float, ...]:
+    """Return what pruning may leave before factorization: little less than all, and half of the way."""
+    return 0.95, 0.85, math.sqrt(share)
 
 
 def main() -> None:
@@ -40,10 +43,9 @@ def main() -> None:
 def measured(name: str, given: argparse.Namespace, cost: str, share: float) -> list[dict[str, Any]]:
     """Return a row for each road at one share."""
     together = []
-    for first in FIRST:
-        before = first if first > FIRST[-1] else math.pow(share, first)
-        options = {"prune__method": "fbp", f"prune__{cost}": before, f"select__{cost}": min(share / before, 1.0)}
-        together.append(row_of(name, given, {**options, "select__policy": "budget"}) | {"first": before})
+    for first in first_shares(share):
+        options = {"prune__method": "fbp", f"prune__{cost}": first, f"select__{cost}": share}
+        together.append(row_of(name, given, {**options, "select__policy": "budget"}) | {"first": first})
     best = min(together, key=lambda row: row["validation_kl"])
     roads = {
         "fbp": row_of(name, given, {"prune__method": "fbp", "prune__alone": True, f"prune__{cost}": share}),

@@ -72,6 +72,15 @@ def test_what_is_asked_for_is_what_is_needed(
     assert stated(known, **fewer)[stage].memory < stated(known, **more)[stage].memory
 
 
+def test_probes_are_made_unasked_where_images_are_fewer_than_a_layers_outputs(known: tuple[Driver, Network]) -> None:
+    _, network = known
+    widest = max(layer.outputs for layer in network.factorizable())
+    asked = {count: replace(network, recipe=network.recipe.with_option("select.probes", count)) for count in (0, 2)}
+    assert [network.probes(images) for images in (widest - 1, widest)] == [3, 0]
+    assert [asked[count].probes(widest - 1) for count in (0, 2)] == [0, 2]
+    assert replace(network, data=None).probes(1) == 0
+
+
 def test_disk_is_stated_as_it_is_used(finished: Finished, call: Call) -> None:
     plan = json.loads(call("plan", *finished.arguments, "--cache", finished.cache, "--json").out)
     stated = {need["stage"]: need["disk"] for need in plan["stages"]}
