@@ -90,7 +90,8 @@ class Graph:
         self.add([nodes.select_node(network, exploration, network.policy)])
         rebuilt = self.add(nodes.rebuild_nodes(network, chosen, exploration))
         last = self.refs[rebuilt[-1].name]
-        finished = self.add(nodes.finish_nodes(network, last))
+        finished = [nodes.finetune_node(network, "finetune", last)] if network.finetunes else []
+        finished = self.add([*finished, nodes.export_node(network, finished[0].name if finished else last)])
         self.add([nodes.evaluate_node(network, "final", self.refs[finished[0].name], "test")])
 
     def explored(self, network: Network) -> Exploration:
@@ -185,6 +186,10 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "repair.steps": (7, MODEL),
     "repair.ridge": (0.5, MODEL),
     "finetune.epochs": (2, {"finetune", "export", "evaluate"}),
+    "finetune.steps": (60, set()),  # of a training whose epochs nobody says
+    "finetune.minutes": (1.5, {"finetune", "export", "evaluate"}),
+    "finetune.batchnorm": ("batch", {"finetune", "export", "evaluate"}),
+    "finetune.blend": (0.25, {"finetune", "export", "evaluate"}),
     "finetune.batch": (64, {"finetune", "export", "evaluate"}),
     "finetune.learning_rate": (1e-4, {"finetune", "export", "evaluate"}),
     "finetune.alpha": (0.5, {"finetune", "export", "evaluate"}),
@@ -309,10 +314,10 @@ GOLDEN: dict[str, str] = {
     "data": "2804a06d184977d4bfbe288b0eef29cb0d7a692f",
     "decompose": "ae0a8304cfd20c74ff2fb653aaa953d82ac22961",
     "describe": "896e15752346f5fe1a75d21ab861122dc9a7431b",
-    "evaluate": "af6216cc184479b3ee1c74c58108c660c926260e",
-    "export": "84861f3b893ea83fb59e73fb46744bdd9bf94dd9",
+    "evaluate": "c349f6a55ab092fb1552babb7d00d61cddebcfac",
+    "export": "1639cb46b85edfdee41d9493cfe4317770739b71",
     "factorize": "40b398b0d42f76e663ceade0f1821f304d65c0d3",
-    "finetune": "699d5684244caccedb895b245c24ef5c3f0839b7",
+    "finetune": "081b98a1f9529113edb50c68dbd58d8ec6f40128",
     "noise": "1bbba73c817e95cf927148a7184b19f7e4942cff",
     "probe": "2eb6c3668e7941b1957282b1a192d43f35bc1d1f",
     "ranks": "faa9cf9a6ccc4b16b10735e7a3d795881a490e21",

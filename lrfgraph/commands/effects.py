@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from lrfgraph.errors import RecipeError
 from lrfgraph.options import dprp, pruning
 from lrfgraph.options.asked import Asked, literal
-from lrfgraph.options.option import SET, check_choice
+from lrfgraph.options.option import ON, SET, check_choice, holds
 from lrfgraph.options.recipe import OPTIONS
 from lrfgraph.selection.policies import POLICIES, PUBLIC, policy_in_force
 from lrfgraph.selection.policy import Policy
@@ -58,7 +58,7 @@ def _gated(asked: Asked, key: str, gated: str | None = None) -> Idle | None:
     recipe, idle = asked.recipe, None
     for gate, needed in OPTIONS[key].only_if.items():
         value = recipe.value(gate)
-        if not (bool(value) if needed is SET else value == needed):
+        if not holds(needed, value):
             verb = "give" if value is None else "change"
             why = f"where {gate} is {literal(gate, recipe)}"
             return Idle(gated or key, why, f"{verb} {asked.spelling(gate).removeprefix('--set ')}")
@@ -93,7 +93,7 @@ def _unread(asked: Asked, key: str, policy: Policy) -> Idle | None:
 def _is_off(asked: Asked, key: str) -> bool:
     """Whether an option asks for nothing: that is what happens, whoever decides it."""
     value, option = asked.recipe.value(key), OPTIONS[key]
-    gates = {gate for other in OPTIONS.values() for gate, needed in other.only_if.items() if needed in (SET, True)}
+    gates = {gate for other in OPTIONS.values() for gate, needed in other.only_if.items() if needed in (SET, ON, True)}
     return value is None or (not value and (key in gates or value == option.default))
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lrfgraph.errors import DataError
 from lrfgraph.images.sources import channel_axis
 
-__all__ = ["Batches", "Split", "moved"]
+__all__ = ["Batches", "Split", "blended", "moved", "moved_split"]
 
 Array = NDArray[Any]
 
@@ -82,6 +82,44 @@ class Batches:
         return images[0] if self.split.y is self.split.x else np.asarray(self.split.y[chosen])
 
 
+@dataclass(frozen=True)
+class Moved:
+    """Images, or targets at their positions, each moved once and for all; made when a slice is asked for.
+
+    axes : of the images.  shifts, mirrored : as of `moved`, for all images.
+    """
+
+    source: Any
+    axes: int
+    shifts: Array
+    mirrored: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.source.shape)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, part: slice) -> Array:
+        return _moved_targets(np.asarray(self.source[part]), self.shifts[part], self.mirrored[part], self.axes)
+
+
+def moved_split(split: Split, options: Any) -> Split:
+    """Return a split whose images are moved as in training, targets with them; always the same way."""
+    x, y = split.x, split.y
+    if not (options.crop or options.flip):
+        return split
+    random, axes = np.random.default_rng(options.seed), len(x.shape)
+    shifts = random.integers(-options.crop, options.crop + 1, (len(x), len(_spatial(x.shape))))
+    how = axes, shifts, (random.random(len(x)) < 0.5) & options.flip
+    images = Moved(x, *how)
+    if y is x:
+        return Split(images, images)
+    follow = y is not None and _moves_along(tuple(np.shape(y[:1])[1:]), tuple(x.shape))
+    return Split(images, Moved(y, *how) if follow else y)
+
+
 def moved(images: Array, shifts: Array, mirrored: Array) -> Array:
     """Shift each image along its spatial axes, edges reflected, and mirror some along the last one.
 
@@ -97,6 +135,18 @@ def moved(images: Array, shifts: Array, mirrored: Array) -> Array:
         shape[axis] = size
         images = np.take_along_axis(images, index.reshape(shape), axis)
     return images
+
+
+def blended(images: Array, count: int, random: np.random.Generator) -> tuple[Array, Array]:
+    """Return images in a random order, the first `count` of them blended with others, and that order.
+
+    A blend is λ·x + (1 − λ)·x′, λ uniform (Zhang et al., "mixup", 2018); what a network says of it is new even where it
+    knows both images by heart (Beyer et al., "A good teacher is patient and consistent", 2022).
+    """
+    order, other = random.permutation(len(images)), random.permutation(len(images))
+    weight = np.ones((len(images), *[1] * (images.ndim - 1)), np.float32)
+    weight[:count] = random.random(weight[:count].shape)
+    return weight * images[order] + (1 - weight) * images[other], order
 
 
 def _as_tuple(batch: Any) -> tuple[Array, ...]:

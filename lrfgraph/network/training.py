@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -16,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfgraph.network.batches import Batches, Split
+from lrfgraph.network.batches import Batches, Split, blended, moved_split
 from lrfgraph.network.evaluating import compiled_forward, measure, predict
 from lrfgraph.network.graph import input_structure
 from lrfgraph.network.heads import Head, own_targets
-from lrfgraph.options.recipe import FinetuneOptions
+from lrfgraph.options.finetuning import FinetuneOptions
 
 __all__ = ["History", "Split", "finetune"]
 
@@ -31,13 +32,23 @@ Progress = Callable[[int, int, str], None]
 CHECKPOINT = "finetune.npz"
 LARGEST_OUTPUTS = 1 << 28  # bytes of the teacher's outputs that are kept; beyond, it is asked anew each step
 
+WARM_UP = 0.05
+"""Share of a training in which the learning rate rises: Adam's first steps are as large as all others."""
+
+FIRST_RATE, RATES = 3e-4, (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+"""Learning rates that are tried, and where the trials begin: networks differ by more than ten times in the best one."""
+
+RATE_STEPS = 40
+"""Steps of a trial of a learning rate, down to 0; but no more than a tenth of the training's."""
+
 
 @dataclass(frozen=True)
 class Course:
-    """How a training goes: its options, what the output means, where its state is kept, whom it tells of progress."""
+    """How a training goes: its options, what the output means, what learns, where its state is kept, whom it tells."""
 
     options: FinetuneOptions
     head: Head
+    variables: list[Any]
     scratch: Path
     progress: Progress
 
@@ -55,25 +66,34 @@ def finetune(
     """Train the whole student once and return it, with its best epoch's weights, and one entry per epoch.
 
     Loss: α·KL(teacher‖student at temperature T)·T² + (1 − α)·cross-entropy, or the same of mean squared errors of
-    values; without labels α = 1. The epoch that is best by the head's first measure on validation (then by loss) is
-    kept, the state before training included. After each epoch all state goes to `scratch`; called again with the same
-    arguments and folder, it goes on there.  Eight parameters: two networks, two splits, and what a course consists of.
+    values; without labels α = 1. The epoch of the least loss on validation images, moved as training images are, is
+    kept, the state before training included: a network that knows those images by heart loses accuracy on them while
+    it gains on others. After each epoch all state goes to `scratch`; called again with the same arguments and folder,
+    it goes on there.  Eight parameters: two networks, two splits, and what a course consists of.
     """
     options = FinetuneOptions(**options) if isinstance(options, Mapping) else options
     if options.epochs == 0:
         return student, []
-    with _all_trainable(student):
-        return student, _Run(student, teacher, training, validation, Course(options, head, scratch, progress)).train()
+    with _all_trainable(student, options.batchnorm == "fixed") as variables:
+        course = Course(options, head, variables, scratch, progress)
+        return student, _Run(student, teacher, training, validation, course).train()
 
 
 @contextmanager
-def _all_trainable(model: Any) -> Iterator[None]:
-    """Let frozen layers learn, and leave the flags as they were."""
+def _all_trainable(model: Any, fixed_statistics: bool) -> Iterator[list[Any]]:
+    """Yield all variables that can learn, and leave layers as frozen as they were.
+
+    fixed_statistics : BatchNorm normalizes by its statistics of inference meanwhile.
+    """
     flags = [(layer, layer.trainable) for layer in model._flatten_layers()]
     for layer, _ in flags:
         layer.trainable = True
+    variables = list(model.trainable_variables)
+    for layer, _ in flags:
+        if fixed_statistics and type(layer).__name__ == "BatchNormalization":
+            layer.trainable = False  # inference mode; its scale and shift are learned all the same
     try:
-        yield
+        yield variables
     finally:
         for layer, flag in flags:  # outer ones first: a flag is handed down
             layer.trainable = flag
@@ -85,44 +105,61 @@ class _Run:
     def __init__(self, student: Any, teacher: Any, training: Split, validation: Split, course: Course) -> None:
         import keras
 
-        self.student, self.teacher, self.head = student, teacher, course.head
+        self.student, self.teacher, self.head, self.variables = student, teacher, course.head, course.variables
         self.options, self.scratch, self.progress = course.options, course.scratch, course.progress
-        options, shape = self.options, tuple(student.outputs[0].shape[1:])
+        options, shape = self.options, tuple(self.student.outputs[0].shape[1:])
         self.training, self.validation = (
             replace(split, y=own_targets(self.head, split.x, split.y, shape)) for split in (training, validation)
         )
-        x = training.x
         self.labels = options.labels and self.training.y is not None and options.alpha < 1
-        self.batches = Batches(self.training, "finetune", options, self.labels)
+        self.epochs, images = options.length(len(training))
+        self.batches = Batches(self.training, "finetune", options, self.labels, images)
         self.steps = self.batches.steps
-        self.teacher_validation = predict(teacher, validation.x)
-        size = 4 * len(x) * math.prod(self.teacher_validation.shape[1:])
-        self.teacher_outputs = None if self.batches.augments or size > LARGEST_OUTPUTS else predict(teacher, x)
-        self.optimizer = keras.optimizers.AdamW(options.learning_rate, options.weight_decay)
-        self.optimizer.exclude_from_weight_decay(_factors(student, teacher))
-        self.optimizer.build(student.trainable_variables)
+        self.judging = moved_split(self.validation, options)
+        self.teacher_validation = predict(teacher, self.judging.x)
+        size = 4 * len(training) * math.prod(self.teacher_validation.shape[1:])
+        several = getattr(training.x, "several", False)
+        blends = options.blend if len(training.x.shape) > 2 and not several else 0  # numbers of words have no mean
+        self.blended = round(blends * self.batches.batch)
+        keeps = (
+            not (self.batches.augments or self.blended)
+            and size <= LARGEST_OUTPUTS
+            and self.epochs * images >= len(training)
+        )
+        self.teacher_outputs = predict(teacher, training.x) if keeps else None
+        self.peak: float | None = options.learning_rate
+        self.optimizer = keras.optimizers.AdamW(self.peak or FIRST_RATE, options.weight_decay)
+        self.optimizer.exclude_from_weight_decay(_factors(self.variables, teacher))
+        self.optimizer.build(self.variables)
         self.step = self._compiled_step()
         self.history: History = []
+        self.spent = 0.0
         for index, variable in enumerate(self._seeds()):
             variable.assign(np.array([options.seed, index], variable.dtype))
         self.best = self._weights()
-        self.best_score = self._score()[0]
+        self.best_loss = self._loss_on_validation()
 
     def train(self) -> History:
+        """Train from where the last process stopped, and return the history; the best epoch's weights are assigned."""
         self._resume()
-        self._started, self._resumed_at = time.monotonic(), len(self.history)
-        for epoch in range(len(self.history), self.options.epochs):
+        self._started, self._resumed_at = time.monotonic() - self.spent, len(self.history)
+        if self.peak is None:
+            self.peak = self._best_rate()
+        for epoch in range(len(self.history), self.epochs):
+            if self._gone(epoch * self.steps) >= 1:
+                break  # the minutes are over
             before = time.monotonic()
-            loss = self._epoch(epoch)
-            score, measured = self._score()
-            rate = self._rate((epoch + 1) * self.steps)
-            self.history.append({"epoch": epoch + 1, "loss": loss, **measured, "learning_rate": rate})
+            loss, steps = self._epoch(epoch)
+            judged, measured = self._loss_on_validation(), self._measures()
+            entry = {"epoch": epoch + 1, "steps": steps, "loss": loss, **measured, "validation_loss": judged}
+            self.history.append({**entry, "learning_rate": self._rate(epoch * self.steps + steps), "peak": self.peak})
             self.history[-1]["seconds"] = round(time.monotonic() - before, 3)
-            if score > self.best_score:
-                self.best, self.best_score = self._weights(), score
-                for entry in self.history:
-                    entry["kept"] = False
-            self.history[-1]["kept"] = self.best_score == score
+            if judged < self.best_loss:
+                self.best, self.best_loss = self._weights(), judged
+                for other in self.history:
+                    other["kept"] = False
+            self.history[-1]["kept"] = self.best_loss == judged
+            self.spent = time.monotonic() - self._started
             self._save()
             if not math.isfinite(loss):
                 break  # nothing after it is finite either; the best epoch stands
@@ -130,47 +167,91 @@ class _Run:
             variable.assign(value)
         return self.history
 
-    def _epoch(self, epoch: int) -> float:
-        losses = []
-        for step, (chosen, images, labels) in enumerate(self.batches.epoch(epoch)):
-            if self.teacher_outputs is None:
-                teacher_outputs = compiled_forward(self.teacher)(list(images))
-            else:
-                teacher_outputs = self.teacher_outputs[chosen]
+    def _epoch(self, epoch: int) -> tuple[float, int]:
+        """Return the mean loss, and the steps there was time for."""
+        losses: list[Any] = []
+        for step, batch in enumerate(self.batches.epoch(epoch)):
             done = epoch * self.steps + step
-            self.optimizer.learning_rate.assign(self._rate(done))
-            losses.append(self.step(list(images), teacher_outputs, labels))
+            if losses and self._gone(done) >= 1:
+                break
+            losses.append(self._learn(batch, done, self._rate(done)))
             if step % 10 == 0:
                 self._tell(done)
-        return float(np.mean([float(loss) for loss in losses]))
+        return float(np.mean([float(loss) for loss in losses])), len(losses)
+
+    def _learn(self, batch: tuple[Array, tuple[Array, ...], Array], number: int, rate: float) -> Any:
+        """Make the step of this number at a learning rate, and return its loss."""
+        chosen, images, labels = batch
+        if self.blended:
+            random = np.random.default_rng([self.options.seed, number])
+            mixture, order = blended(images[0], self.blended, random)
+            images, labels = (mixture,), labels[order]
+        if self.teacher_outputs is None:
+            teacher_outputs = compiled_forward(self.teacher)(list(images))
+        else:
+            teacher_outputs = self.teacher_outputs[chosen]
+        self.optimizer.learning_rate.assign(rate)
+        return self.step(list(images), teacher_outputs, labels)
+
+    def _best_rate(self) -> float:
+        """Try learning rates in short trainings from the same weights; climb from the first while the loss falls."""
+        steps = max(min(RATE_STEPS, self.epochs * self.steps // 10), 1)
+        weights, state = self._weights(), _values(self.optimizer.variables)
+        judged: dict[int, float] = {}
+
+        def loss_at(index: int) -> float:
+            if index not in judged:
+                for step, batch in enumerate(itertools.islice(self.batches.epoch(0), steps)):
+                    self._learn(batch, step, RATES[index] * _cosine(step / steps))
+                judged[index] = self._loss_on_validation()
+                for variables, values in ((self.student.variables, weights), (self.optimizer.variables, state)):
+                    for variable, value in zip(variables, values, strict=True):
+                        variable.assign(value)
+            return judged[index]
+
+        best = RATES.index(FIRST_RATE)
+        for direction in (-1, 1):
+            while 0 <= best + direction < len(RATES) and loss_at(best + direction) < loss_at(best):
+                best += direction
+        return RATES[best]
+
+    def _gone(self, done: int) -> float:
+        """Return the share of the training that is over, by its steps or by its minutes."""
+        gone: float = done / (self.epochs * self.steps)
+        if self.options.minutes is not None:
+            gone = max(gone, (time.monotonic() - self._started) / (60 * float(self.options.minutes)))
+        return min(gone, 1.0)
 
     def _rate(self, done: int) -> float:
-        """A cosine from the learning rate to 0, in float64: Keras' CosineDecay rounds every second rate otherwise."""
-        return 0.5 * self.options.learning_rate * (1 + math.cos(math.pi * done / (self.options.epochs * self.steps)))
+        """Up in a line, down to 0 in a cosine; in float64: Keras' CosineDecay rounds every second rate otherwise."""
+        assert self.peak is not None
+        gone, peak = self._gone(done), self.peak
+        if gone < WARM_UP:
+            return float(peak * max(gone / WARM_UP, 1 / (WARM_UP * self.epochs * self.steps + 1)))
+        return peak * _cosine((gone - WARM_UP) / (1 - WARM_UP))
 
     def _tell(self, done: int) -> None:
-        total, start = self.options.epochs * self.steps, self._resumed_at * self.steps
-        spent = time.monotonic() - self._started
-        left = f", {spent / (done - start) * (total - done):.0f} s left" if done > start else ""
+        total, gone = self.epochs * self.steps, self._gone(done)
+        left = f", {(time.monotonic() - self._started) / gone * (1 - gone):.0f} s left" if gone else ""
         last = self.history[-1] if self.history else {}
         first = next(iter(self.head.measures))
         share = self.head.measures[first].share
         value = f"{last[first]:.2%}" if share and first in last else f"{last.get(first, 0):.5g}"
         score = f", validation {value}" if first in last else ""
-        self.progress(done, total, f"epoch {done // self.steps + 1} of {self.options.epochs}{score}{left}")
+        self.progress(done, total, f"epoch {done // self.steps + 1} of {self.epochs}{score}{left}")
 
     def _compiled_step(self) -> Callable[[Any, Any, Any], Any]:
         import keras
         import tensorflow as tf
 
         student, optimizer, structure = self.student, self.optimizer, input_structure(self.student)
-        variables = student.trainable_variables
+        variables = self.variables
 
         @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
         def step(images: Any, teacher_outputs: Any, labels: Any) -> Any:
             with tf.GradientTape() as tape:
                 outputs = student(keras.tree.pack_sequence_as(structure, images), training=True)
-                loss = self._loss(tf.nest.flatten(outputs)[0], teacher_outputs, labels)
+                loss = self._loss(tf.nest.flatten(outputs)[0], teacher_outputs, labels, self.blended)
             gradients = tape.gradient(loss, [v.value for v in variables], unconnected_gradients="zero")
             optimizer.apply(gradients, variables)
             return loss
@@ -178,36 +259,36 @@ class _Run:
         compiled: Callable[[Any, Any, Any], Any] = step
         return compiled
 
-    def _loss(self, outputs: Any, teacher_outputs: Any, labels: Any) -> Any:
+    def _loss(self, outputs: Any, teacher_outputs: Any, labels: Any, blended: int = 0) -> Any:
+        """Return the loss of a batch; its first images, as many as are blended, have no labels."""
         import tensorflow as tf
 
         student, answers = self.head.of_tensor(outputs), self.head.answers
         loss = answers.distillation(self.head.of_tensor(teacher_outputs), student, self.options.temperature)
-        if not self.labels:
+        if not self.labels or blended == self.batches.batch:
             return loss
         alpha = self.options.alpha
-        return alpha * loss + (1 - alpha) * answers.labelled(tf.convert_to_tensor(labels), student)
+        labelled = answers.labelled(tf.convert_to_tensor(labels)[blended:], student[blended:])
+        return alpha * loss + (1 - alpha) * labelled
 
-    def _score(self) -> tuple[tuple[float, float], dict[str, float]]:
-        """Return what epochs are ordered by, and the validation's measures."""
-        outputs = predict(self.student, self.validation.x)
-        total = 0.0
+    def _loss_on_validation(self) -> float:
+        """Return the loss on validation images, moved as training images are; infinite where it is no number."""
+        x, y = self.judging.x, self.judging.y
+        outputs, total = predict(self.student, x), 0.0
+        labels, self.labels = self.labels, self.labels and y is not None
         for start in range(0, len(outputs), 256):
             part = slice(start, start + 256)
-            labels = np.asarray(self.validation.y[part]) if self.validation.y is not None else None
-            loss = self._validation_loss(outputs[part], self.teacher_validation[part], labels)
-            total += loss * len(outputs[part])
+            targets = np.asarray(y[part]) if self.labels else None
+            loss = self._loss(outputs[part], self.teacher_validation[part], targets)
+            total += float(loss) * len(outputs[part])
+        self.labels = labels
         loss = total / len(outputs)
-        measured = measure(outputs, self.validation.y, self.head)
-        known = {name: float(measured[name]) for name in self.head.measures if name in measured}
-        finite = loss if math.isfinite(loss) else math.inf
-        return (known.get(next(iter(self.head.measures)), 0.0), -finite), {**known, "validation_loss": loss}
+        return loss if math.isfinite(loss) else math.inf
 
-    def _validation_loss(self, outputs: Array, teacher_outputs: Array, labels: Array | None) -> float:
-        without, self.labels = self.labels, self.labels and labels is not None
-        loss = float(self._loss(outputs, teacher_outputs, labels))
-        self.labels = without
-        return loss
+    def _measures(self) -> dict[str, float]:
+        """Return the head's measures on validation images as they are."""
+        measured = measure(predict(self.student, self.validation.x), self.validation.y, self.head)
+        return {name: float(measured[name]) for name in self.head.measures if name in measured}
 
     def _seeds(self) -> list[Any]:
         return [v for v in self.student.variables if "seed_generator" in v.path]
@@ -221,7 +302,9 @@ class _Run:
         arrays = {
             f"{name}/{i}": a for name, group in (groups | {"best": self.best}).items() for i, a in enumerate(group)
         }
-        state = json.dumps({"history": self.history, "score": self.best_score}).encode()
+        state = json.dumps(
+            {"history": self.history, "best": self.best_loss, "spent": self.spent, "peak": self.peak}
+        ).encode()
         temporary = self.scratch / f"{CHECKPOINT}.{os.getpid()}.tmp"
         with temporary.open("wb") as opened:
             np.savez(opened, allow_pickle=False, state=np.frombuffer(state, np.uint8), **arrays)
@@ -244,17 +327,23 @@ class _Run:
             return
         for variable, value in pairs:
             variable.assign(value)
-        self.best, self.history, self.best_score = best, state["history"], tuple(state["score"])
+        self.best, self.history, self.best_loss = best, state["history"], state["best"]
+        self.spent, self.peak = state["spent"], state["peak"]
 
 
-def _factors(student: Any, teacher: Any) -> list[Any]:
+def _factors(variables: list[Any], teacher: Any) -> list[Any]:
     """Return all variables but the kernels that the teacher has too, by their layer's name and their shape."""
 
     def place(variable: Any) -> tuple[Any, ...]:
         return (*variable.path.split("/")[-2:], tuple(variable.shape))
 
     original = {place(variable) for variable in teacher.variables if variable.name == "kernel"}
-    return [variable for variable in student.trainable_variables if place(variable) not in original]
+    return [variable for variable in variables if place(variable) not in original]
+
+
+def _cosine(gone: float) -> float:
+    """Fall from 1 to 0."""
+    return 0.5 * (1 + math.cos(math.pi * gone))
 
 
 def _values(variables: list[Any]) -> list[Array]:

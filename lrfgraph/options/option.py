@@ -10,7 +10,19 @@ from typing import Any, ClassVar, TypeVar
 from lrfgraph.errors import RecipeError
 from lrfgraph.options.values import Kind, nearest
 
-__all__ = ["SET", "Option", "Section", "check_choice", "find", "is_unknown", "option", "options_of"]
+__all__ = [
+    "ON",
+    "SET",
+    "WITH_IMAGES",
+    "Option",
+    "Section",
+    "check_choice",
+    "find",
+    "holds",
+    "is_unknown",
+    "option",
+    "options_of",
+]
 
 T = TypeVar("T")
 
@@ -18,6 +30,18 @@ NOTHING = ("", "none", "auto")
 
 SET = object()
 """In `Option.only_if`: any value but none, false and 0."""
+
+ON = object()
+"""In `Option.only_if`: any value but false and 0; none, which is auto, is one."""
+
+WITH_IMAGES = {"data.source": SET}
+
+
+def holds(needed: Any, value: Any) -> bool:
+    """Whether the value of another option is what `Option.only_if` needs: that value, or any of `SET` or `ON`."""
+    if needed is SET or needed is ON:
+        return bool(value) or (needed is ON and value is None)
+    return bool(value == needed)
 
 
 @dataclass(frozen=True)
@@ -27,7 +51,7 @@ class Option:
     choices : all values, where they are few.  low, high : inclusive, above : exclusive bound.  whole_from : from 1 on
     values are whole numbers, and at least this.
     flag : short form of ``--set section.key=value``.  looking : whether a command that only looks at a model reads it.
-    only_if : what other options must say for this one to have an effect, by key; `SET` for anything but nothing.
+    only_if : what other options must say for this one to have an effect, by key; see `holds`.
     runs_code : whether a value lets code be run that is not lrfgraph's; only who runs a command may say such a value.
     """
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from lrfgraph.errors import RecipeError
 from lrfgraph.options.dprp import DprpOptions
-from lrfgraph.options.option import SET, Option, Section, find, is_unknown, option, options_of
+from lrfgraph.options.finetuning import FinetuneOptions
+from lrfgraph.options.option import WITH_IMAGES, Option, Section, find, is_unknown, option, options_of
 from lrfgraph.options.pruning import PruneOptions
 from lrfgraph.options.running import RunOptions
 from lrfgraph.options.values import (
@@ -39,9 +40,8 @@ __all__ = [
     "RepairOptions", "RunOptions", "SelectOptions", "SimilarityOptions",
 ]  # fmt: skip
 
-WITH_IMAGES = {"data.source": SET}
 HELD_OUT = {**WITH_IMAGES, "data.val": None}
-WITH_REPAIR, WITH_TRAINING = {"repair.enabled": True}, {"finetune.epochs": SET}
+WITH_REPAIR = {"repair.enabled": True}
 CHOOSING = {"select.configuration": None}
 
 
@@ -253,33 +253,6 @@ class RepairOptions(Section):
     rounds: int = option(3, INTEGER, "Further rounds where a ReLU follows", low=0, high=100)
     steps: int = option(250, INTEGER, "Solver steps per layer and round", low=1)
     ridge: float = option(0.001, NUMBER, "Regularization, in parts of the moments' mean diagonal", low=0)
-
-
-@dataclass(frozen=True)
-class FinetuneOptions(Section):
-    """The one training of the whole compressed network."""
-
-    SECTION = "finetune"
-    ONLY_IF = WITH_TRAINING
-    epochs: int = option(
-        10, INTEGER, "Passes over the training images; 0 for none", low=0, flag="--epochs", only_if=WITH_IMAGES
-    )
-    batch: int = option(128, INTEGER, "Images per step", low=1)
-    learning_rate: float = option(3e-4, NUMBER, "Learning rate of the first step, falls to 0 as a cosine", above=0)
-    alpha: float = option(
-        0.9,
-        NUMBER,
-        "Weight of the original network's answers against the labels",
-        low=0,
-        high=1,
-        only_if={"finetune.labels": True},
-    )
-    temperature: float = option(2.0, NUMBER, "Temperature at which answers are compared", above=0)
-    crop: int = option(0, INTEGER, "Pixels that images are shifted by at random", low=0)
-    flip: bool = option(False, SWITCH, "Mirror images left to right at random")
-    labels: bool = option(True, SWITCH, "Use labels where there are any")
-    weight_decay: float = option(0.0, NUMBER, "Decoupled weight decay of kernels that are no factors", low=0)
-    seed: int = option(0, INTEGER, "Seed of the order of images and of their shifts", low=0)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 from lrfgraph.report.tables import Table, count_text, deciding, seconds_text, value_text
 from lrfgraph.run.notes import known_images
 from lrfgraph.run.state import Compression
+from lrfgraph.selection.front import Point
 
 __all__ = ["account", "account_table", "advice", "more_epochs"]
 
@@ -20,6 +21,7 @@ PARTS = {
     "training": ("train",),
     "candidates": ("explore", "candidates", "probe"),
     "choice": ("select", "search"),
+    "trials": ("trial",),
     "repair": ("rebuild",),
     "fine-tuning": ("finish",),
     "measuring": ("evaluate",),
@@ -53,6 +55,9 @@ def account(compression: Compression, summary: Mapping[str, Any]) -> list[dict[s
         known = bool(stage) and summary.get(stage) is not None
         row = {"part": part, "seconds": round(seconds, 3), "cost": _cost(compression, stage) if known else None}
         row |= {"brought": words.get(part, ""), "delivered": stage not in compression.rejected if known else None}
+        if part == "fine-tuning" and compression.refused is not None:
+            row |= {"brought": _refused(compression, compression.refused), "delivered": False, "cost": row["seconds"]}
+            known = True
         if part == "fine-tuning" and not known:
             row["part"] = "writing"
         if seconds >= LEAST_SECONDS or row["brought"]:
@@ -92,6 +97,9 @@ def _brought(compression: Compression, summary: Mapping[str, Any]) -> dict[str, 
         share = compression.decision.parameters / baseline["parameters"]
         tried = f"{len(compression.points)} configurations measured; " if compression.points else ""
         words["choice"] = f"{tried}{share:.1%} of the parameters kept (policy {compression.decision.policy})"
+    trained = [point for point in compression.points if point.trained]
+    if trained:
+        words["trials"] = _trials(compression, trained)
     before = "pruned" if compression.driver.recipe.prune.alone else "factorized"
     for part, stage in RESULTS.items():
         if summary.get(stage) is not None:
@@ -107,6 +115,21 @@ def _training(compression: Compression, summary: Mapping[str, Any]) -> str:
     size = f"{len(epochs)} epochs; {epochs[-1]['parameters'] / summary['baseline']['parameters']:.1%} of the parameters"
     measured = _change(compression, summary, "baseline", "trained") if summary.get("trained") else ""
     return f"{size}; {measured}" if measured else size
+
+
+def _refused(compression: Compression, refused: Point) -> str:
+    """What the whole fine-tuning came to where that is not delivered."""
+    share = refused.parameters / compression.original.parameters
+    return (
+        f"nothing: {share:.1%} of the parameters lose {refused.drop:.2f} points, more than the limit; the run went back"
+    )
+
+
+def _trials(compression: Compression, trained: Sequence[Point]) -> str:
+    """What short fine-tunings made of configurations."""
+    whole = compression.original.parameters
+    losses = (f"{point.parameters / whole:.1%} of the parameters lose {point.drop:.2f}" for point in trained)
+    return f"after {trained[0].trained} steps of fine-tuning {', '.join(losses)} points"
 
 
 def _pruned_parameters(compression: Compression) -> int:

@@ -83,7 +83,8 @@ def front(compression: Compression) -> list[dict[str, Any]]:
     decision, points = compression.decision, compression.points
     sizes = [(point.parameters, point.macs) for point in points]
     size = decision and (decision.parameters, decision.macs)
-    chosen = sizes.index(size) if size in sizes else None  # budgets may come to one configuration
+    same = [place for place, other in enumerate(sizes) if other == size]  # budgets may come to one configuration
+    chosen = max(same, key=lambda place: (points[place].trained, -place), default=None)
     return [{**point.to_json(), "chosen": place == chosen} for place, point in enumerate(points)]
 
 

@@ -238,14 +238,18 @@ def pruning_table(summary: Mapping[str, Any]) -> Table:
 def front_table(summary: Mapping[str, Any]) -> Table:
     """The measured points of a front, largest first; ``*`` stands at the one that was chosen."""
     base, (_, title, percent) = summary["baseline"], deciding(summary)
-    rows = []
+    rows, trials = [], any(point["trained"] for point in summary["front"])
     for number, point in enumerate(summary["front"]):
         shares = [f"{point[key] / base[key]:.1%}" if base[key] else "–" for key in ("parameters", "macs")]
         measured = value_text(point["accuracy"], point["accuracy_se"], percent)
         lost = f"{point['drop']:.2f} ± {point['drop_se']:.2f}"
-        rows.append([f"{number}{'*' if point['chosen'] else ''}", *shares, measured, lost, f"{point['kl']:.4f}"])
-    heading = ["point", "parameters", "MACs", f"{title}, validation", "points lost", "KL to the original"]
-    return Table(heading, rows, right=range(1, 6))
+        steps = [f"{point['trained']} steps" if point["trained"] else ""] if trials else []
+        rows.append(
+            [f"{number}{'*' if point['chosen'] else ''}", *shares, *steps, measured, lost, f"{point['kl']:.4f}"]
+        )
+    heading = ["point", "parameters", "MACs", *(["fine-tuned"] if trials else [])]
+    heading += [f"{title}, validation", "points lost", "KL to the original"]
+    return Table(heading, rows, right=range(1, len(heading)))
 
 
 def _measures(summary: Mapping[str, Any]) -> dict[str, str]:

@@ -14,13 +14,14 @@ from lrfgraph.network.evaluating import gain
 from lrfgraph.network.heads import head_of
 from lrfgraph.run import nodes
 from lrfgraph.run.driver import Driver
+from lrfgraph.run.finishing import with_known_rate
 from lrfgraph.run.forecast import trials_of
 from lrfgraph.run.state import Compression
 from lrfgraph.run.steps.decisions import decision_of, problem_of
 from lrfgraph.selection.exchanges import Judge, refine
 from lrfgraph.selection.front import Budgets, Front, Point, grid_share, limit_note
 from lrfgraph.selection.policies import POLICIES
-from lrfgraph.selection.problem import Candidate, Decision, Problem
+from lrfgraph.selection.problem import Candidate, CandidateId, Decision, Problem
 from lrfgraph.selection.sensitivity import to_probe
 
 __all__ = ["choose", "probe"]
@@ -49,10 +50,13 @@ def choose(driver: Driver, compression: Compression) -> Compression:
     bench = _Bench(driver, compression)
     if policy.search is None:
         return _decided(bench, _decide(bench, policy.name))
-    front = policy.search(Budgets(bench.measure, lambda step: bench.solution(step) is not None), options)
+    trial = bench.trial if policy.trials and compression.network.finetunes else None
+    front = policy.search(Budgets(bench.measure, lambda step: bench.solution(step) is not None, trial), options)
     front = _refined_front(bench, front) if policy.refines else front
     decision = replace(front.decision, policy=policy.name)
-    return compression.noted(*front.notes, decision=decision, points=front.points)
+    return compression.noted(
+        *front.notes, decision=decision, points=front.points, limit=front.limit, trials=bench.trials
+    )
 
 
 def _decide(bench: _Bench, policy: str) -> Decision:
@@ -89,8 +93,9 @@ def _refined_front(bench: _Bench, front: Front) -> Front:
     if refinement is None:
         return front
     point = bench.point(chosen.step, refinement.decision, refinement.measured)
-    points = tuple(point if other.step == point.step else other for other in front.points)
-    return Front(point, points, (limit_note(point, options.max_drop), refinement.note))
+    place = chosen.step, 0
+    points = tuple(point if (other.step, other.trained) == place else other for other in front.points)
+    return replace(front, chosen=point, points=points, notes=(limit_note(point, options.max_drop), refinement.note))
 
 
 class _Bench:
@@ -99,6 +104,7 @@ class _Bench:
     def __init__(self, driver: Driver, compression: Compression) -> None:
         self.driver, self.compression = driver, compression
         self.network, self.tried = compression.network, 0
+        self.trials: dict[tuple[CandidateId, ...], Ref] = {}
 
     def budget(self, step: int) -> dict[str, float]:
         """The share that is kept at a step of the grid, of what is to become small."""
@@ -127,6 +133,22 @@ class _Bench:
         self._tell("outcome", f"{kept} lost {point.drop:.2f} ± {point.drop_se:.2f} points")
         return point
 
+    def trial(self, step: int) -> Point | None:
+        """Measure a budget like `measure`, after a short trial of the fine-tuning that is going to follow."""
+        decision, network = self.solution(step), self.network
+        if decision is None or network.data is None:
+            return None
+        whole = self.driver.data(network.data)["parts"]["train"]["images"]
+        options = with_known_rate(self.driver, network.recipe.finetune.trial(whole), self.trials)
+        self._tell("trial", f"fine-tuning {self._share(decision):.1%} of the {self._cost()} for {options.steps} steps")
+        model, teacher = self.repaired(decision), self.compression.original.original
+        node = nodes.finetune_node(network, "trial", model, teacher, options)
+        tuned = self.driver.carry_out("trial", [node])[node.name]
+        point = self.point(step, decision, self._measured("trial", tuned), options.steps)
+        self.trials[decision.configuration] = tuned
+        self._tell("outcome", f"fine-tuned, it lost {point.drop:.2f} ± {point.drop_se:.2f} points")
+        return point
+
     def _cost(self) -> str:
         return "MACs" if self.network.recipe.select.cost == "macs" else "parameters"
 
@@ -140,20 +162,22 @@ class _Bench:
         tries = trials_of(self.network) + self.network.recipe.select.refine
         self.driver.tell(Event(kind, "", "select", done=self.tried, total=tries, message=message))
 
+    def repaired(self, decision: Decision) -> Ref:
+        """Rebuild and repair a configuration."""
+        rebuilt = nodes.rebuild_nodes(self.network, decision.configuration, self.compression.exploration, True)
+        return self.driver.carry_out("search", rebuilt)[rebuilt[-1].name]
+
     def evaluate(self, decision: Decision) -> Ref:
         """Rebuild and repair a configuration and measure it on validation images."""
-        assert self.compression.baseline is not None
-        rebuilt = nodes.rebuild_nodes(self.network, decision.configuration, self.compression.exploration, True)
-        model = self.driver.carry_out("search", rebuilt)[rebuilt[-1].name]
-        node = nodes.evaluate_node(self.network, "search", model, "validation", self.compression.baseline)
-        return self.driver.carry_out("search", [node])[node.name]
+        return self._measured("search", self.repaired(decision))
 
-    def point(self, step: int, decision: Decision, measured: Ref) -> Point:
-        measures = self.driver.data(measured)
-        drop = 100 * measures["drop"], 100 * measures["drop_se"]
-        accuracy = measures.get("accuracy"), measures.get("accuracy_se")
-        size = decision.parameters, decision.macs
-        return Point(step, grid_share(step), *size, *drop, *accuracy, measures.get("kl", 0.0), decision)
+    def _measured(self, stage: str, model: Ref) -> Ref:
+        assert self.compression.baseline is not None
+        node = nodes.evaluate_node(self.network, stage, model, "validation", self.compression.baseline)
+        return self.driver.carry_out(stage, [node])[node.name]
+
+    def point(self, step: int, decision: Decision, measured: Ref, trained: int = 0) -> Point:
+        return Point.measured(step, decision, self.driver.data(measured), trained)
 
     def judge(self) -> Judge[Ref]:
         baseline = self.compression.baseline

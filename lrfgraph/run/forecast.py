@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 
+from lrfgraph.options.finetuning import TRIAL, FinetuneOptions
 from lrfgraph.run.driver import Driver
 from lrfgraph.run.state import Compression, Network, methods_of
+from lrfgraph.selection.recovery import MOST_TRIALS
 
 __all__ = ["TRIALS", "later", "trials_of"]
 
@@ -40,16 +43,21 @@ def trials_of(network: Network) -> int:
 
 def _training(driver: Driver, compression: Compression) -> float | None:
     """Like the last training of this network, else by what the original took for the validation images."""
-    network, epochs = compression.network, compression.network.recipe.finetune.epochs
+    network, options = compression.network, compression.network.recipe.finetune
+    if network.data is None:
+        return None
+    parts = driver.data(network.data)["parts"]
+    images = math.prod(options.length(parts["train"]["images"]))
+    most = math.inf if options.minutes is None else 60 * options.minutes
     for manifest in driver.costs.latest("finetune"):
         components = manifest["components"]
         if components["inputs"]["teacher"] == compression.original.digest:
-            return float(manifest["seconds"]) * epochs / max(int(components["params"]["options"]["epochs"]), 1)
-    if compression.baseline is None or network.data is None:
+            last = FinetuneOptions(**components["params"]["options"]).length(parts["train"]["images"])
+            return min(float(manifest["seconds"]) * images / max(math.prod(last), 1), most)
+    if compression.baseline is None:
         return None
-    parts = driver.data(network.data)["parts"]
     forward = driver.store.manifest(compression.baseline.key)["seconds"] / max(parts["validation"]["images"], 1)
-    return float(epochs * TRAINING * forward * parts["train"]["images"])
+    return min(float(TRAINING * forward * images), most)
 
 
 def _nothing(network: Network) -> dict[str, float]:
@@ -80,7 +88,9 @@ def _select(network: Network) -> dict[str, float]:
     if network.policy.search is None:
         return {"select": 1}
     tries = trials_of(network) + network.recipe.select.refine
-    return {kind: tries * count for kind, count in {**_configuration(network), "evaluate": 1, "select": 1}.items()}
+    each = {**_configuration(network), "evaluate": 1, "select": 1}
+    trials = MOST_TRIALS * TRIAL if network.policy.trials and network.finetunes else 0
+    return {"finetune": trials} | {kind: tries * count for kind, count in each.items()}
 
 
 def _rebuild(network: Network) -> dict[str, float]:

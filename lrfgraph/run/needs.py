@@ -30,6 +30,7 @@ from lrfgraph.network.repair.fit import images_for, rows_for
 from lrfgraph.options.recipe import DataOptions, Recipe
 from lrfgraph.run.driver import Driver
 from lrfgraph.run.state import Network, methods_of
+from lrfgraph.selection.recovery import MOST_TRIALS
 
 __all__ = ["NEEDS", "Need", "check", "needs_of"]
 
@@ -226,11 +227,13 @@ def _probe(facts: _Facts) -> _Use:
 
 
 def _select(facts: _Facts) -> _Use:
-    """A policy that searches repairs and measures what it tries."""
+    """A policy that searches repairs and measures what it tries, and may try how far fine-tuning goes."""
     if facts.network.policy.search is None and not facts.recipe.select.refine:
         return _Use()
     repair, tries = _repair(facts), SEARCHED
-    return replace(repair, memory=max(repair.memory, _evaluation(facts)), disk=tries * repair.disk // 2)
+    trial = _finish(facts) if facts.network.finetunes and facts.network.policy.trials else _Use()
+    memory = max(repair.memory, _evaluation(facts), trial.memory)
+    return replace(repair, memory=memory, left=trial.left, disk=tries * repair.disk // 2 + MOST_TRIALS * trial.disk)
 
 
 def _repair(facts: _Facts) -> _Use:

@@ -17,6 +17,7 @@ from lrfgraph.layers.similarity import ACTIVATIONS, METRICS
 from lrfgraph.layers.spec import LayerSpec
 from lrfgraph.methods import METHODS
 from lrfgraph.network.exporting import FORMATS
+from lrfgraph.options.finetuning import FinetuneOptions
 from lrfgraph.options.recipe import Recipe
 from lrfgraph.run.state import Exploration, Network, kept_reason, methods_of, skipped
 from lrfgraph.run.steps.common import geometry
@@ -31,7 +32,8 @@ __all__ = [
     "decompose_nodes",
     "describe_node",
     "evaluate_node",
-    "finish_nodes",
+    "export_node",
+    "finetune_node",
     "noise_nodes",
     "probe_nodes",
     "rank_nodes",
@@ -334,24 +336,24 @@ def _refits(network: Network, chosen: Mapping[str, CandidateId]) -> list[Candida
     return refits
 
 
-def finish_nodes(network: Network, model: Ref, teacher: Ref | None = None) -> list[Node]:
-    """Fine-tune a rebuilt model once, and write it out.
+def finetune_node(
+    network: Network, name: str, model: str | Ref, teacher: Ref | None = None, options: FinetuneOptions | None = None
+) -> Node:
+    """Fine-tune a rebuilt model.
 
-    teacher : what it learns from, by default the network that was rebuilt.
+    teacher : what it learns from, by default the network that was rebuilt.  options : in place of the recipe's.
     """
-    if not network.finetunes:
-        return [_export_node(network, model)]
-    inputs: Inputs = {
-        "student": model,
-        "teacher": teacher or network.original,
-        "data": network.split("train", "validation"),
-    }
-    params = {"options": _asked(network.recipe.finetune), **network.judged_by}
-    finetune = Node("finetune", "finetune", params, inputs, network.locators_with())
-    return [finetune, _export_node(network, finetune.name)]
+    data, original = network.split("train", "validation"), teacher or network.original
+    asked = _asked(options or network.recipe.finetune)
+    if "epochs" in asked:  # they say how long it is
+        del asked["steps"]
+    params = {"options": asked, **network.judged_by}
+    inputs: Inputs = {"student": model, "teacher": original, "data": data}
+    return Node(name, "finetune", params, inputs, network.locators_with())
 
 
-def _export_node(network: Network, model: str | Ref) -> Node:
+def export_node(network: Network, model: str | Ref) -> Node:
+    """Write a model out in every format."""
     return Node("export", "export", {"formats": list(FORMATS)}, {"model": model}, network.locators_with())
 
 

@@ -23,6 +23,7 @@ from lrfgraph.run import nodes, notes
 from lrfgraph.run.choosing import choose, probe
 from lrfgraph.run.dprp import train
 from lrfgraph.run.driver import Driver
+from lrfgraph.run.finishing import finish, nearer, rebuild
 from lrfgraph.run.given import given_candidates
 from lrfgraph.run.pruning import go_on, prune
 from lrfgraph.run.state import Compression, Exploration, Network, kept_reason
@@ -210,7 +211,7 @@ def remove_channels(driver: Driver, compression: Compression) -> Compression:
     compression = prune(driver, compression)
     if driver.recipe.prune.alone or driver.only:
         return compression
-    final, why = _choose_repaired_or(driver, compression, "pruned")
+    final, why = nearer(driver, compression, "pruned")
     return go_on(driver, compression.noted(*why), compression.models[final])
 
 
@@ -256,68 +257,7 @@ def score_candidates(driver: Driver, compression: Compression) -> Compression:
     return replace(compression, exploration=exploration)
 
 
-# What a configuration comes to --------------------------------------------------------------------------------------
-
-
-def rebuild(driver: Driver, compression: Compression) -> Compression:
-    """Rebuild the network with the chosen candidates, and repair it."""
-    assert compression.decision is not None
-    configuration = compression.decision.configuration
-    chain = nodes.rebuild_nodes(compression.network, configuration, compression.exploration)
-    refs = driver.carry_out("rebuild", chain)
-    names = {"factorized": "rebuild", "repaired": "repaired/rebuild"}
-    models = {stage: refs[name] for stage, name in names.items() if name in refs}
-    return replace(compression, models={**compression.models, **models})
-
-
-def finish(driver: Driver, compression: Compression) -> Compression:
-    """Fine-tune once what is nearer to the original, repaired or not, and write it out."""
-    before = "trained" if driver.recipe.dprp.enabled else "pruned" if driver.recipe.prune.alone else "factorized"
-    final, why = _choose_repaired_or(driver, compression, before)
-    models = dict(compression.models)
-    finished = driver.carry_out(
-        "finish", nodes.finish_nodes(compression.network, models[final], compression.original.original)
-    )
-    if "finetune" in finished:
-        models["finetuned"], final = finished["finetune"], "finetuned"
-    compression = compression.noted(*why, models=models, final=final, rejected=("repaired",) if why else ())
-    if "export" in finished:
-        compression = replace(compression, exported=finished["export"])
-        planned = _planned(driver, compression)
-        compression = compression.noted(*notes.counts(planned, driver.data(finished["export"])))
-    if "finetune" in finished:
-        history = driver.data(finished["finetune"])["history"]
-        idle = "fine-tuning brought nothing on validation images; the weights before it are kept"
-        brought = any(epoch.get("kept") for epoch in history)
-        compression = compression.noted(*([] if brought else [idle]), history=history)
-        compression = replace(compression, rejected=(*compression.rejected, *([] if brought else ["finetuned"])))
-    return compression
-
-
-def _choose_repaired_or(driver: Driver, compression: Compression, before: str) -> tuple[str, list[str]]:
-    """Go on from the repaired model, unless on validation images it is further from the original than `before`."""
-    if "repaired" not in compression.models:
-        return before, []
-    judged = {
-        stage: nodes.evaluate_node(
-            compression.network, stage, compression.models[stage], "validation", compression.baseline
-        )
-        for stage in (before, "repaired")
-    }
-    refs = driver.carry_out("evaluate", list(judged.values()))
-    far, near = (driver.data(refs[node.name]).get("kl", 0.0) for node in judged.values())
-    if near <= far:
-        return "repaired", []
-    return before, ["repair brought the network no nearer to the original; its weights are kept as they were"]
-
-
-def _planned(driver: Driver, compression: Compression) -> dict[str, int]:
-    """The parameters and MACs that were decided on."""
-    decision = compression.decision
-    if decision is not None:
-        return {"parameters": decision.parameters, "macs": decision.macs}
-    assert compression.pruned is not None
-    return {name: driver.data(compression.pruned)[name] for name in ("parameters", "macs")}
+# The end --------------------------------------------------------------------------------------------------------------
 
 
 def evaluate(driver: Driver, compression: Compression) -> Compression:

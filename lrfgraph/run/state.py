@@ -119,7 +119,7 @@ class Network:
 
     @property
     def finetunes(self) -> bool:
-        asked = self.recipe.finetune.epochs > 0 and not self.recipe.dprp.enabled  # nothing is left to retrain
+        asked = self.recipe.finetune.epochs != 0 and not self.recipe.dprp.enabled  # nothing is left to retrain
         return self.data is not None and "train" in self.images and asked
 
 
@@ -149,7 +149,9 @@ class Compression:
     source : the network before its channels were pruned, where `network` is the pruned one.
     given : the candidates of a configuration that is used as it is, ``None`` where a policy decides.
     baseline : measures of the original on validation images.  pruned : which channels went.
-    decision : one choice a layer.  points : what a policy that searches measured.
+    decision : one choice a layer.  points : what a policy that searches measured.  limit : points that what is
+    delivered may lose, ``None`` where a policy promises none.  trials : models of short trials of fine-tuning, by
+    configuration.  refused : what fine-tuning came to where that was too little, as a point.
     models : the entry of each stage (``pruned``, ``trained``, ``factorized``, ``repaired``, ``finetuned``).
     final : the stage that is written out.  rejected : stages whose weights were not carried on.
     exported : entry of the written files.
@@ -167,6 +169,9 @@ class Compression:
     exploration: Exploration = field(default_factory=Exploration)
     decision: Decision | None = None
     points: tuple[Point, ...] = ()
+    limit: float | None = None
+    trials: Mapping[tuple[CandidateId, ...], Ref] = field(default_factory=dict)
+    refused: Point | None = None
     models: Mapping[str, Ref] = field(default_factory=dict)
     final: str = "factorized"
     rejected: tuple[str, ...] = ()

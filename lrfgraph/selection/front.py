@@ -5,7 +5,7 @@ The grid is fixed so that what one question measured serves the next: another `m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ class Point:
 
     step : its place on the grid.  share : the budget asked for.  drop : points lost on validation images, of the
     head's first measure (of answers changed, or the relative squared error, where there are no targets), with its
-    standard error.  accuracy : that measure.
+    standard error.  accuracy : that measure.  trained : steps of fine-tuning that it had before, a trial of it.
     """
 
     step: int
@@ -38,6 +38,24 @@ class Point:
     accuracy_se: float | None
     kl: float
     decision: Decision = field(repr=False)
+    trained: int = 0
+
+    @classmethod
+    def measured(cls, step: int, decision: Decision, measures: Mapping[str, Any], trained: int = 0) -> Point:
+        """Return a point of what was measured on validation images.  step : −1 where it is none of the grid."""
+        return cls(
+            step,
+            grid_share(step),
+            decision.parameters,
+            decision.macs,
+            100 * measures["drop"],
+            100 * measures["drop_se"],
+            measures.get("accuracy"),
+            measures.get("accuracy_se"),
+            measures.get("kl", 0.0),
+            decision,
+            trained,
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if name != "decision"}
@@ -45,11 +63,15 @@ class Point:
 
 @dataclass(frozen=True)
 class Front:
-    """What a search came to: the point it chose, all points by size, and what to say about it."""
+    """What a search came to: the point it chose, all points by size, and what to say about it.
+
+    limit : points that what is delivered may lose, ``None`` where that was not what was asked for.
+    """
 
     chosen: Point
     points: tuple[Point, ...]
     notes: tuple[str, ...] = ()
+    limit: float | None = None
 
     @property
     def decision(self) -> Decision:
@@ -62,10 +84,12 @@ class Budgets:
 
     measure : the best configuration at a step of the grid, repaired and measured on validation images; ``None`` where
     none is that small.  feasible : whether there is one; nothing is measured for it.
+    trial : the same after a short fine-tuning, ``None`` where nothing is going to be trained.
     """
 
     measure: Callable[[int], Point | None]
     feasible: Callable[[int], bool]
+    trial: Callable[[int], Point | None] | None = None
 
 
 class Search:

@@ -26,6 +26,7 @@ class Policy:
     public : whether users may name it; one that they may not is in force wherever an option implies it.
     refines : whether probes may scale the predictions it stands on (``select.probes``), and exchanges between layers
         better its decision (``select.refine``).
+    trials : whether it tries how much a fine-tuning brings back, where there is going to be one.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Policy:
     compares: bool = False
     public: bool = True
     refines: bool = False
+    trials: bool = False
 
     @property
     def relevant(self) -> frozenset[str]:

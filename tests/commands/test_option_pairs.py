@@ -152,6 +152,7 @@ RESCUED = {"select.point select.points": ".", "similarity.metric select.min_simi
 
 PAIRS = {frozenset((one, other)): "!" for one, others in REFUSED.items() for other in others.split()}
 PAIRS |= {frozenset(pair.split()): sign for pair, sign in RESCUED.items()}
+PAIRS[frozenset(("finetune.epochs", "finetune.steps"))] = "!"  # two lengths
 
 
 @pytest.mark.parametrize("one", OTHERS)

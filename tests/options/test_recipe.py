@@ -112,7 +112,7 @@ def test_toml_takes_fractions_sizes_and_lists(tmp_path: Path) -> None:
         ("[record]\nrows = true", r"a whole number.*received True"),
         ("[record]\nrows = 10.5", r"a whole number.*received 10.5"),
         ("[finetune]\nflip = 1", r"true or false; received 1"),
-        ("[finetune]\nlearning_rate = nan", r"a number, above 0; received nan"),
+        ("[finetune]\nlearning_rate = nan", r"a number, or none, above 0; received nan"),
         ("[data]\nvalidation = 1", r"a share above 0 and below 1, or a count of at least 2; received 1"),
         ("[data]\nvalidation = 2.5", r"received 2.5"),
         ("[data]\nstd = [1.0, 0.0]", r"above 0; received \[1.0, 0.0\]"),

@@ -67,7 +67,7 @@ def test_without_images_nothing_is_recorded_trained_or_repaired() -> None:
     assert not nodes.record_nodes(bare)
     assert not nodes.curvature_nodes(bare)
     assert nodes.decompose_nodes(bare, {}, {}, None)
-    assert [node.step for node in nodes.finish_nodes(bare, Ref("r", "r"))] == ["export"]
+    assert not bare.finetunes
     assert not bare.repairs
     assert bare.policy.name == "threshold"
 

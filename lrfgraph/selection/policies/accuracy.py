@@ -8,6 +8,7 @@ from lrfgraph.errors import ConfigurationError
 from lrfgraph.options.recipe import SelectOptions
 from lrfgraph.selection.front import FINEST, Budgets, Front, Search, limit_note
 from lrfgraph.selection.policy import Policy
+from lrfgraph.selection.recovery import recovered
 
 __all__ = ["POLICY"]
 
@@ -22,10 +23,11 @@ LEAST = 0.05
 
 
 def accuracy(budgets: Budgets, options: SelectOptions) -> Front:
-    """The smallest configuration whose accuracy on validation, after repair, stays within `--max-drop`.
+    """The smallest configuration whose accuracy on validation stays within `--max-drop`, as it is delivered.
 
-    The curve from budget to drop is nearly monotone: the search closes in from both sides, guessing where the
-    logarithm of the drop crosses the limit.
+    The curve from budget to drop after repair is nearly monotone: the search closes in from both sides, guessing where
+    the logarithm of the drop crosses the limit. Where the network is fine-tuned afterwards, trials of that tell how
+    much smaller it may be.
     """
     search, limit = Search(budgets, options.cost), options.max_drop
     low, high, step = -1, FINEST + 1, START
@@ -34,6 +36,12 @@ def accuracy(budgets: Budgets, options: SelectOptions) -> Front:
         low, high = (step, high) if point is not None and point.drop <= limit else (low, step)
         step = _next(search, low, high, limit)
     passing = [point for point in search.points() if point.drop <= limit]
+    points = search.points()
+    if budgets.trial is not None and points:
+        start = max((point.step for point in passing), default=-1)
+        best, trials = recovered(search, budgets.trial, start, limit)
+        points = tuple(sorted((*search.points(), *trials), key=lambda point: (point.step, point.trained)))
+        passing = passing if best is None else [best]
     if not passing:
         largest = max(search.require_points(), key=lambda point: point.parameters)
         loss = f"{largest.drop:.2f} ± {largest.drop_se:.2f} points on validation"
@@ -42,7 +50,8 @@ def accuracy(budgets: Budgets, options: SelectOptions) -> Front:
             "raise --max-drop"
         )
     chosen = min(passing, key=search.size)
-    return Front(chosen, search.points(), (limit_note(chosen, limit),))
+    notes = () if chosen.trained else (limit_note(chosen, limit),)  # of a trial, what follows decides
+    return Front(chosen, points, notes, limit)
 
 
 def _next(search: Search, low: int, high: int, limit: float) -> int:
@@ -69,4 +78,5 @@ POLICY = Policy(
     options=("max_drop", "cost"),
     implied_by=("max_drop",),
     refines=True,
+    trials=True,
 )
