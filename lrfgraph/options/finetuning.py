@@ -41,7 +41,7 @@ class FinetuneOptions(Section):
     learning_rate: float | None = option(
         None,
         NUMBER,
-        "Learning rate after a short warm-up, falls to 0 as a cosine; auto for the best of a few short trials",
+        "Learning rate after a short warm-up, falls to 0 as a cosine; auto for the largest that does little harm",
         above=0,
     )
     batchnorm: str = option(

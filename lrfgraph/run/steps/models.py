@@ -216,7 +216,7 @@ def _kept_rows(outputs: Array) -> Array:
 STEPS = (
     Step("rebuild", 3, rebuild),
     Step("repair", 4, repair),
-    Step("finetune", 4, finetune),
+    Step("finetune", 5, finetune),
     Step("export", 2, export),
     Step("evaluate", 5, evaluate),
 )
