@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from lrfgraph.options.option import ON, WITH_IMAGES, Section, option
 from lrfgraph.options.values import INTEGER, NUMBER, SWITCH, TEXT
 
-__all__ = ["TRIAL", "FinetuneOptions"]
+__all__ = ["MOST_PASSES", "TRIAL", "FinetuneOptions"]
 
 MOST_PASSES = 20
 """Passes over the training images that a training without a number of epochs makes at most."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lrfgraph.options.finetuning import MOST_PASSES
 from lrfgraph.report.tables import Table, count_text, deciding, seconds_text, value_text
 from lrfgraph.run.notes import known_images
 from lrfgraph.run.state import Compression
@@ -179,9 +180,23 @@ def advice(compression: Compression, summary: Mapping[str, Any]) -> list[str]:
     if percent and after is not None and goal is not None and "finetuned" not in compression.rejected:
         gain = more_epochs(compression.history or [], 100 * (goal - after))
         if gain >= LEAST_GAIN:
-            epochs = len(compression.history or [])
-            sentences.append(f"{epochs} more epochs would likely bring {gain:.1f} points (--epochs {2 * epochs})")
+            sentences.append(_longer(compression, gain))
     return sentences
+
+
+def _longer(compression: Compression, gain: float) -> str:
+    """Say what as much fine-tuning again would likely bring, and how to ask for it."""
+    history, options = compression.history or [], compression.network.recipe.finetune
+    steps = sum(epoch["steps"] for epoch in history)
+    if options.minutes is not None:
+        how = f"--set finetune.minutes={2 * options.minutes:g}"
+    elif options.epochs is not None:
+        how = f"--epochs {2 * options.epochs}"
+    elif steps > 0.9 * options.steps:
+        how = f"--set finetune.steps={2 * options.steps}"
+    else:
+        how = f"--epochs {2 * MOST_PASSES}"
+    return f"{steps:,} more steps of fine-tuning would likely bring {gain:.1f} points ({how})"
 
 
 def _waste(summary: Mapping[str, Any]) -> list[str]:

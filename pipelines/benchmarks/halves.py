@@ -1,10 +1,10 @@
 """Asked against delivered drop, by halves of the official test set: one decides, the other is measured once.
 
 The even images of the test set are given as validation to the policy that a user would use (``--policy accuracy
---max-drop L``), the odd ones are the test images of what came out; then they change places. No gradient step. Every
-point that a search measured is also measured on images held out of the training part, which published networks were
-trained on: what such a validation says beside what fresh images say. A result file that is there already is gone on
-with.
+--max-drop L``), the odd ones are the test images of what came out; then they change places. No gradient step, unless
+``--finetune`` asks for the default one. Every point that a search measured without one is also measured on images held
+out of the training part, which published networks were trained on: what such a validation says beside what fresh images
+say. A result file that is there already is gone on with.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ def main() -> None:
     parser = arguments(__doc__ or "", SIX)
     parser.add_argument("--limits", type=float, nargs="+", default=[1.0, 2.0], help="points that may be lost")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the calibration images")
+    parser.add_argument("--finetune", action="store_true", help="fine-tune once, as by default")
     asked = parser.parse_args()
     runs: list[dict[str, Any]] = json.loads(asked.out.read_text())["runs"] if asked.out.is_file() else []
     for seed in asked.seeds:
@@ -53,9 +54,10 @@ def missing(name: str, seed: int, asked: argparse.Namespace, runs: list[dict[str
         for limit in asked.limits:
             about = {"network": name, "decided_on": half, "cost": "parameters", "limit": limit, "seed": seed}
             recipe = recipe_of(name, asked, data__seed=seed, record__seed=seed, select__max_drop=limit)
-            recipe = recipe.with_option("finetune.epochs", 0)
-            about["cost"] = recipe.select.cost
-            if not any(about.items() <= run.items() for run in runs):
+            about |= {"cost": recipe.select.cost, "finetuned": asked.finetune}
+            if not asked.finetune:
+                recipe = recipe.with_option("finetune.epochs", 0)
+            if not any(about.items() <= ({"finetuned": False} | run).items() for run in runs):
                 recipe = recipe.with_option("data.source", str(halved(recipe, half, asked.cache)))
                 started = time.perf_counter()
                 compression = compress(model_path(name, asked), recipe)
@@ -84,7 +86,12 @@ def summary(compression: Compression, recipe: Recipe) -> dict[str, Any]:
     assert decision is not None
     final = compression.measured[compression.final]
     trained = Trained(compression, recipe)
+    before = compression.measured["factorized" if compression.final == "factorized" else "repaired"]
     return {
+        "final": compression.final,
+        "went_back": compression.refused is not None,
+        "test_drop_before": round(100 * before["test"]["drop"], 3),
+        "stage_seconds": {stage: round(seconds, 1) for stage, seconds in compression.driver.seconds.items()},
         "removed": round(1 - decision.parameters / network.parameters, 4),
         "macs_removed": round(1 - decision.macs / network.macs, 4),
         **{f"{part}_drop": round(100 * final[part]["drop"], 3) for part in final},
@@ -100,6 +107,7 @@ def summary(compression: Compression, recipe: Recipe) -> dict[str, Any]:
                 **trained.measures(compression, point.decision.configuration),
             }
             for point in compression.points
+            if not point.trained
         ],
     }
 
@@ -143,8 +151,12 @@ class Trained:
 def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a row for each network, cost and limit: asked, delivered on the half that decided nothing, removed."""
     rows = []
-    for about in dict.fromkeys((run["network"], run["cost"], run["limit"]) for run in runs):
-        own = [run for run in runs if (run["network"], run["cost"], run["limit"]) == about]
+
+    def kind(run: dict[str, Any]) -> tuple[Any, ...]:
+        return run["network"], run["cost"], run["limit"], run.get("finetuned", False)
+
+    for about in dict.fromkeys(map(kind, runs)):
+        own = [run for run in runs if kind(run) == about]
         drops = [run["test_drop"] for run in own]
         removed = [run["removed" if about[1] == "parameters" else "macs_removed"] for run in own]
         above = [run for run in own if run["test_drop"] > run["limit"] + 2 * run["test_drop_se"]]
@@ -153,6 +165,7 @@ def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "network": about[0],
                 "cost": about[1],
                 "asked": about[2],
+                "fine-tuned": about[3],
                 "delivered": round(float(np.mean(drops)), 2),
                 "worst": max(drops),
                 "removed": round(float(np.mean(removed)), 4),

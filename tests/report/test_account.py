@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from conftest import DATA
 
 import lrfgraph
+from lrfgraph.options.recipe import Recipe
+from lrfgraph.report import account as account_module
 from lrfgraph.report.account import more_epochs
 from lrfgraph.report.tables import Table, columns
 
@@ -102,3 +105,22 @@ def test_a_measure_of_the_users_is_no_percentage(tmp_path: Path, monkeypatch: py
     assert "top-5 accuracy" in str(result.table())
     assert "%" in next(line for line in str(result.table()).splitlines() if line.startswith("accuracy, test"))
     assert "hits 4" in next(row["brought"] for row in result.summary["account"] if row["part"] == "original")
+
+
+@pytest.mark.parametrize(
+    ("options", "steps", "how"),
+    [
+        ({"epochs": 3}, 30, "--epochs 6"),
+        ({}, 1200, "--set finetune.steps=2400"),
+        ({}, 60, "--epochs 40"),
+        ({"minutes": 1.5}, 60, "--set finetune.minutes=3"),
+    ],
+)
+def test_a_longer_training_is_asked_for_as_this_one_was(
+    result: lrfgraph.Result, options: dict[str, Any], steps: int, how: str
+) -> None:
+    compression, recipe = result.compression, Recipe.from_dict({"finetune": options})
+    network = replace(compression.network, recipe=recipe)
+    compression = replace(compression, network=network, history=[{"steps": steps}])
+    expected = f"{steps:,} more steps of fine-tuning would likely bring 0.3 points ({how})"
+    assert account_module._longer(compression, 0.3) == expected
