@@ -306,7 +306,7 @@ def test_two_equal_layers_share_their_factors(monkeypatch: pytest.MonkeyPatch) -
 
 GOLDEN: dict[str, str] = {
     "curvature": "9f4166dd20602d7b9d7d38177ddda19194dd1fb5",
-    "data": "2804a06d184977d4bfbe288b0eef29cb0d7a692f",
+    "data": "bb528b2ac682934928033bfefb547b1df9b13cbd",
     "decompose": "ae0a8304cfd20c74ff2fb653aaa953d82ac22961",
     "describe": "896e15752346f5fe1a75d21ab861122dc9a7431b",
     "evaluate": "af6216cc184479b3ee1c74c58108c660c926260e",

@@ -17,6 +17,7 @@ from lrfgraph.engine.events import Event
 from lrfgraph.engine.memory import forget
 from lrfgraph.engine.nodes import Result, Task
 from lrfgraph.errors import DataError
+from lrfgraph.images.reading import Reading
 from lrfgraph.images.sources import source_digest
 from lrfgraph.options.recipe import DataOptions
 from lrfgraph.run.nodes import data_node
@@ -133,8 +134,8 @@ def test_a_file_that_changes_while_it_is_read_is_refused(npz: Path, monkeypatch:
 
     read = sources.read_npz
 
-    def interrupted(path: Path) -> Any:
-        arrays = read(path)
+    def interrupted(path: Path, reading: Reading) -> Any:
+        arrays = read(path, reading)
         np.savez(path, x=X[::-1])
         return arrays
 
