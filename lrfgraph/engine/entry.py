@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CorruptEntry", "Entry"]
 
+WHOLE = 64 << 20
+"""Bytes of an array up to which it is read as a whole, and kept, where its rows are asked for."""
+
 
 class CorruptEntry(StoreError):  # noqa: N818 - names a thing, as Interrupted does
     """An entry that is damaged or gone; whoever can compute it again discards it and does."""
@@ -83,7 +86,7 @@ class Entry:
         """Return one array to be read by its rows, where it is too large to be kept; else the array itself."""
         full, manifest = self._full(name), self.manifest
         said = manifest["arrays"][full]
-        if prod(said["shape"]) * np.dtype(said["dtype"]).itemsize <= ARRAYS.limit // 2:
+        if prod(said["shape"]) * np.dtype(said["dtype"]).itemsize <= WHOLE:
             return self.array(name)
 
         def damage(why: str) -> CorruptEntry:

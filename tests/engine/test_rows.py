@@ -10,7 +10,6 @@ import pytest
 
 from lrfgraph.engine import arrays as module
 from lrfgraph.engine import entry as entries
-from lrfgraph.engine.memory import BoundedCache
 from lrfgraph.engine.nodes import Result, digest
 from lrfgraph.engine.rows import Chosen, Joined, Rows, Told, blocks
 from lrfgraph.engine.store import CorruptEntry, Store
@@ -66,7 +65,7 @@ def test_an_entry_of_rows_is_one_of_the_array_and_is_written_shard_by_shard(
     monkeypatch.setattr(module, "CHUNK_BYTES", 300)
     monkeypatch.setattr(module, "LARGE", 1000)
     monkeypatch.setattr(module, "CHUNKS_OF_A_SHARD", 2)
-    monkeypatch.setattr(entries, "ARRAYS", BoundedCache(1000))
+    monkeypatch.setattr(entries, "WHOLE", 500)
     rows, wide = Counting(WHOLE), Counting(WHOLE.reshape(2, 300))
     store = Store(tmp_path)
     store.commit(KEY, Result(arrays={"rows": rows, "wide": wide, "few": Counting(WHOLE[:2])}))
