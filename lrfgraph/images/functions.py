@@ -182,6 +182,8 @@ def _read_stream(dataset: Any, part: str, origin: str, reading: Reading) -> Iter
         for name, item in (element if isinstance(element, Mapping) else dict(zip("xy", pair, strict=False))).items():
             for flat, array in _flat(str(name), item):
                 own = _name_in_part(flat, part)
+                if array.dtype.kind not in "biuf":
+                    raise DataError(f"{origin}: {own} must hold numbers; received {array.dtype}")
                 if own not in collected:
                     collected[own] = Elements(reading=reading)
                 collected[own].add(array)

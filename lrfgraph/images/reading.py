@@ -76,8 +76,8 @@ class Reading:
         """Return the digest of each file's content, (n, 20) bytes, and the fingerprint that it is of, (n, 5) integers.
 
         What did not change since it was read is not read.  root : the folder they are in, or the single file.
-        files : paths below it, ``""`` for itself.  look : called with the path and content of each file that is read.
-        Raises DataError where one cannot be read or changes.
+        files : paths below it, ``""`` for itself.  look : called with the path and content of each file that is read;
+        without it files may be large, and are read in blocks.  Raises DataError where one cannot be read or changes.
         """
         digests_of, seen = self._read(root), [self.state_of(root / name) for name in files]
         states = [_state(name, own) for name, own in zip(files, seen, strict=True)]
@@ -85,9 +85,12 @@ class Reading:
         settled = np.ones(len(files), bool)
         unread = [index for index, state in enumerate(states) if state not in digests_of]
         for done, index in enumerate(unread):
-            self.tell(done, len(unread), "files read")
             path = root / files[index]
-            digest, settled[index] = _digest(path, look)
+            if look is None:
+                digest, settled[index] = _digest(path, lambda read, size: self.tell(read, size, "bytes read"))
+            else:
+                self.tell(done, len(unread), "files read")
+                digest, settled[index] = _digest(path, look=look)
             if self.state_of(path) != seen[index]:
                 raise changed_while_read(path)
             digests[index] = np.frombuffer(digest, np.uint8)
@@ -148,19 +151,23 @@ def _state(name: str, own: Fingerprint) -> bytes:
     return hashlib.blake2b(text, digest_size=SIZE).digest()
 
 
-def _digest(path: Path, look: Look | None) -> tuple[bytes, bool]:
+def _digest(path: Path, tell: Callable[[int, int], None] | None = None, look: Look | None = None) -> tuple[bytes, bool]:
     """The digest of a file's content, and whether a later write cannot look as if there had been none."""
     began = time.time_ns()
     state = hashlib.blake2b(digest_size=SIZE)
     try:
-        if look is None:
-            for piece in _read_in_blocks(path):
-                state.update(piece)
-        else:
+        if look is not None:
             content = path.read_bytes()
             look(path, content)
             state.update(content)
+        else:
+            read, size = 0, path.stat().st_size
+            for piece in _read_in_blocks(path):
+                state.update(piece)
+                read += len(piece)
+                if tell:
+                    tell(read, size)
+        stat = path.stat()
     except OSError as error:
         raise DataError(f"data file {path} cannot be read ({error.strerror})") from None
-    stat = path.stat()
     return state.digest(), max(stat.st_mtime_ns, stat.st_ctime_ns) < began - SETTLED

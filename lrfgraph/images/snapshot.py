@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfgraph.engine.rows import ArrayLike, Chosen, Joined, Rows, Told
+from lrfgraph.engine.rows import ArrayLike, Chosen, Joined, Rows
 from lrfgraph.images.preprocessing import Images, Preprocessing
 
 __all__ = ["KEPT", "kept_arrays", "kept_images", "preprocessing_arrays", "read_preprocessings"]
@@ -21,23 +21,16 @@ KEPT = ("calibration", "repair", "validation")
 """The splits whose images are kept themselves; those of the others stay in the source."""
 
 
-def kept_arrays(splits: Mapping[str, Sequence[ArrayLike]], tell: Callable[[int, int], None]) -> dict[str, ArrayLike]:
+def kept_arrays(splits: Mapping[str, Sequence[ArrayLike]]) -> dict[str, ArrayLike]:
     """Return the arrays to be kept, by name; they are read when they are written.
 
-    splits : by name, the images of each input, (n, …).  tell : told of images that are read: how many, of how many.
+    splits : by name, the images of each input, (n, …).
     """
     arrays: dict[str, ArrayLike] = {}
     for split, raws in splits.items():
         start = len(splits["calibration"][0]) if split == "repair" else 0
         arrays |= {f"{split}/x/{place}": Chosen(raw, np.arange(start, len(raw))) for place, raw in enumerate(raws)}
-    total, done = sum(map(len, arrays.values())), 0
-
-    def count(images: int) -> None:
-        nonlocal done
-        done += images
-        tell(done, total)
-
-    return {name: Told(array, count) for name, array in arrays.items()}
+    return arrays
 
 
 def kept_images(rows: Callable[[str], ArrayLike], split: str, how: Sequence[Preprocessing]) -> Images:

@@ -93,12 +93,16 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, files: 
 
 def test_progress_is_told_now_and_then(tmp_path: Path, files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[int, int, str]] = []
-    reading = Reading(progress=lambda *said: told.append(said))
-    reading.digests(tmp_path / "source", files)
+    reading, look = Reading(progress=lambda *said: told.append(said)), lambda path, content: None
+    reading.digests(tmp_path / "source", files, look)
     assert told == [(0, 3, "files read")]
     monkeypatch.setattr(module, "EVERY", -1.0)
-    reading.digests(tmp_path / "source", files)
+    reading.digests(tmp_path / "source", files, look)
     assert told[1:] == [(number, 3, "files read") for number in range(3)]
+    monkeypatch.setattr(module, "BLOCK", 4)
+    (tmp_path / "source" / "a").write_text("ten letters")
+    reading.digests(tmp_path / "source" / "a", [""])
+    assert told[4:] == [(4, 11, "bytes read"), (8, 11, "bytes read"), (11, 11, "bytes read")]
 
 
 def test_a_file_that_a_program_hands_over_is_known_by_what_it_was_called_after(tmp_path: Path) -> None:

@@ -39,9 +39,9 @@ class Watch:
             self.decoded[file.name] += 1
             return decode(file, *look)
 
-        def digesting(path: Path, look: Any) -> Any:
+        def digesting(path: Path, *how: Any, **look: Any) -> Any:
             self.digested[path.name] += 1
-            return digest(path, look)
+            return digest(path, *how, **look)
 
         def taking(images: Any, places: Any) -> Any:
             self.most = max(self.most, len(places))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lrfgraph.engine.memory import BoundedCache, array_bytes
 from lrfgraph.engine.nodes import Input, Result, Step, Task, digest
-from lrfgraph.engine.rows import Chosen, Rows
+from lrfgraph.engine.rows import Chosen, Rows, Told
 from lrfgraph.errors import DataError
 from lrfgraph.images import preprocessing as images
 from lrfgraph.images import snapshot, sources
@@ -69,10 +69,12 @@ def data(task: Task) -> Result:
     identities: dict[str, str] = {}
     parts: dict[str, dict[str, Any]] = {}
     kept: dict[str, tuple[Chosen, ...]] = {}
-    for name, part in _parts(splits, params).items():
+    divided = _parts(splits, params)
+    told = _counting(reading, sum(map(len, divided.values())) * len(preprocessings), "images looked at")
+    for name, part in divided.items():
         part.images(dataset, preprocessings)[:1]  # raises where the shapes do not fit
         raws, targets = part.raws(dataset), targets_of(head, part.labels(dataset), output_shape)
-        identities[name] = _identity(name, preprocessings, raws, targets)
+        identities[name] = _identity(name, preprocessings, raws, targets, told)
         parts[name] = {"source": part.source, "images": len(part), "labels": targets is not None}
         if name in snapshot.KEPT:
             kept[name] = raws
@@ -81,7 +83,9 @@ def data(task: Task) -> Result:
         if name == "validation" and targets is not None:
             arrays["validation/y"] = targets
     how, statistics = snapshot.preprocessing_arrays(preprocessings)
-    arrays |= snapshot.kept_arrays(kept, lambda done, total: reading.tell(done, total, "images")) | statistics
+    whole = snapshot.kept_arrays(kept)
+    told = _counting(reading, sum(map(len, whole.values())), "images written")
+    arrays |= {name: Told(array, told) for name, array in whole.items()} | statistics
     result = {
         "source": dataset.digest,
         "identities": identities,
@@ -127,17 +131,35 @@ def _parts(splits: splitting.Splits, params: Mapping[str, Any]) -> dict[str, spl
     return {name: part for name, part in parts.items() if len(part)}
 
 
-def _identity(name: str, preprocessings: Sequence[images.Preprocessing], raws: Sequence[Chosen], targets: Any) -> str:
+def _counting(reading: Reading, total: int, message: str) -> Callable[[int], None]:
+    """A function that is told of images one after the other, and tells how many there were."""
+    done = 0
+
+    def count(images: int) -> None:
+        nonlocal done
+        done += images
+        reading.tell(done, total, message)
+
+    return count
+
+
+def _identity(
+    name: str,
+    preprocessings: Sequence[images.Preprocessing],
+    raws: Sequence[Chosen],
+    targets: Any,
+    told: Callable[[int], None],
+) -> str:
     """Digest a split: what is done to its images, the images, and the targets that are measured or learned."""
-    content = [_digest_of(how) for how in preprocessings] + [identity_of(raw) for raw in raws]
+    content = [_digest_of(how) for how in preprocessings] + [_identity_of(raw, told) for raw in raws]
     if targets is not None and name not in ("calibration", "repair"):
         content.append(digest(targets))
     return digest(content)
 
 
-def identity_of(raw: Chosen) -> str:
-    """Return what some images are known by: their numbers, but of files what these contain."""
-    return raw.whole.identity(raw.places) if isinstance(raw.whole, Pictures) else digest(raw)
+def _identity_of(raw: Chosen, told: Callable[[int], None]) -> str:
+    """What some images are known by: their numbers, but of files what these contain."""
+    return raw.whole.identity(raw.places) if isinstance(raw.whole, Pictures) else digest(Told(raw, told))
 
 
 def targets_of(head: Head, labels: Any, output_shape: tuple[int, ...]) -> Any:
