@@ -136,6 +136,20 @@ def memory(found: Result) -> str:
     return table(("network", "memory stated", "memory measured", "points lost", "after repair"), rows)
 
 
+def streams(found: Result) -> str:
+    """A row a source: what few images take, and ten times as many."""
+    rows = []
+    for source in dict.fromkeys(row["source"] for row in found["rows"]):
+        small, large = (
+            next(row for row in found["rows"] if (row["source"], row["size"]) == (source, size))
+            for size in ("small", "large")
+        )
+        sizes = [f"{row['decoded_gb']:.1f} GB" for row in (small, large)]
+        peaks = [f"{row['peak_gb']:.2f} GB" for row in (small, large)]
+        rows.append([source, *sizes, *peaks, f"{large['stated_gb']:.2f} GB"])
+    return table(("source", "images", "more images", "memory", "memory of more", "stated"), rows)
+
+
 def planning(found: Result) -> str:
     return f"A plan of {found['nodes']:,} nodes that are all in the cache takes {found['seconds']:.1f} s.\n"
 
@@ -199,6 +213,7 @@ BLOCKS: dict[str, Callable[[Result], str]] = {
         parallel,
         store,
         memory,
+        streams,
         pruning,
         pruning_agreement,
         dprp,

@@ -58,8 +58,11 @@ class Folder:
             start = "" if (inner := Path(above).relative_to(root).as_posix()) == "." else f"{inner}/"
             pictures = (file for file in files if file.lower().endswith(IMAGE_FILES))
             names += [start + file for file in pictures if os.path.isfile(os.path.join(above, file))]
-        with os.scandir(root) as inside:
-            folders = sorted(item.name for item in inside if item.is_dir())
+        try:
+            with os.scandir(root) as inside:
+                folders = sorted(item.name for item in inside if item.is_dir())
+        except OSError as error:
+            raise DataError(f"folder {root} cannot be read ({error.strerror}); give one that can") from None
         parts = {PART_NAMES[name.lower()]: f"{name}/" for name in folders if name.lower() in PART_NAMES}
         starts = tuple(parts.values()) or ("",)
         own = sorted((name for name in names if name.startswith(starts)), key=lambda name: name.split("/"))

@@ -45,6 +45,10 @@ def changed_while_read(what: object) -> DataError:
     return DataError(f"data {what} changed while it was read; run again when nobody writes it")
 
 
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"data file {path} cannot be read ({error.strerror}); run again when it can")
+
+
 def _read_in_blocks(path: Path) -> Iterator[bytes]:
     with path.open("rb", buffering=0) as opened:
         while piece := opened.read(BLOCK):
@@ -106,8 +110,11 @@ class Reading:
         return self.cache is not None and path.absolute().parent == Store(self.cache).given
 
     def state_of(self, path: Path) -> Fingerprint:
-        """Return what changes when a file is written."""
-        own = fingerprint(os.stat(path))
+        """Return what changes when a file is written; raises DataError where it is gone."""
+        try:
+            own = fingerprint(os.stat(path))
+        except OSError as error:
+            raise _unreadable(path, error) from None
         return (*own[:3], 0, 0) if self.is_given(path) else own
 
     def note(self, path: Path, digest: str) -> None:
@@ -169,5 +176,5 @@ def _digest(path: Path, tell: Callable[[int, int], None] | None = None, look: Lo
                     tell(read, size)
         stat = path.stat()
     except OSError as error:
-        raise DataError(f"data file {path} cannot be read ({error.strerror})") from None
+        raise _unreadable(path, error) from None
     return state.digest(), max(stat.st_mtime_ns, stat.st_ctime_ns) < began - SETTLED

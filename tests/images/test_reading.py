@@ -91,6 +91,15 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, files: 
         Reading().digests(tmp_path / "source", files, write)
 
 
+def test_a_file_that_is_gone_is_one_line(tmp_path: Path, files: list[str]) -> None:
+    with pytest.raises(DataError, match=r"data file .*none cannot be read \(No such file or directory\); run again"):
+        Reading().digests(tmp_path / "source", [*files, "none"])
+    (tmp_path / "source" / "b").unlink()
+    (tmp_path / "source" / "b").mkdir()
+    with pytest.raises(DataError, match=r"data file .*b cannot be read \(Is a directory\)"):
+        Reading().digests(tmp_path / "source", files)
+
+
 def test_progress_is_told_now_and_then(tmp_path: Path, files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[int, int, str]] = []
     reading, look = Reading(progress=lambda *said: told.append(said)), lambda path, content: None
