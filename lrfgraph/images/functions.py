@@ -116,7 +116,7 @@ def _call(source: str, base: Path, reading: Reading | None) -> tuple[dict[str, A
             form = array.first if isinstance(array, Elements) else array.shape
             state.update(f"{name}{whole.dtype.str}{form}".encode())
             for block in blocks(whole):
-                state.update(np.ascontiguousarray(block).data)
+                state.update(block.tobytes())
         result = named, state.hexdigest()
         RESULTS.put(key, result, array_bytes(named))
     return result

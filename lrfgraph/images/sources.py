@@ -81,6 +81,11 @@ class _Content:
     listing: Listing | None = None
     state: tuple[int, ...] = ()
 
+    @property
+    def written(self) -> str:
+        """When what is read by its rows was written: the same content written anew is another file."""
+        return digest_of(self.listing.states) if self.listing else str(self.state)
+
 
 def source_digest(options: DataOptions, base: Path = Path(), reading: Reading | None = None) -> str:
     """Return the digest of what the source and the statistics file contain.
@@ -131,7 +136,8 @@ def load(
     with LOADING:  # several nodes of a run ask at once
         contents = _contents(options, base, reading)
         digest = _digest_of(contents)
-        key = (digest, f"{options.source} {options.val} {options.image_size}{dict(inputs)}")
+        files = [content.written for content in contents.values()]
+        key = (digest, f"{options.source} {options.val} {options.image_size}{dict(inputs)}{files}")
         dataset: Dataset | None = LOADED.get(key)
         if dataset is None:
             source = _Source(options, base, inputs, reading)

@@ -110,6 +110,7 @@ def table(): return {"x_train": x, "y_train": y, "x_test": x[:2]}
 def alone(): return x
 def broken(): raise RuntimeError("no disk\\nsecond line")
 def wrong(): return 1, 2, 3
+def words(): return x, np.array(["cat"] * 6)
 """
 
 
@@ -287,6 +288,7 @@ def bad_sources(folder: Path) -> dict[str, tuple[str, str]]:
         "torn image": ("torn", r"1\.png cannot be read"),
         "raises": ("bad_functions:broken", r"bad_functions:broken raised RuntimeError: no disk$"),
         "too few": ("bad_functions:wrong", r"bad_functions:wrong gave 3 values"),
+        "words": ("bad_functions:words", r"y_train must hold numbers; received <U3"),
         "no function": ("bad_functions:absent", r"raised AttributeError"),
         "no module": ("no_such_module_here:f", r"raised ModuleNotFoundError"),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,16 @@ def test_a_source_that_is_another_than_it_was_is_refused(npz: Path, name: str) -
     forget()
     with pytest.raises(DataError, match="is not what it was"):
         images_of(given(result), locators, name)
+
+
+def test_the_same_images_written_anew_are_the_same(npz: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lrfgraph.images.archives.IN_MEMORY", 1)
+    result, locators = divided(npz.parent, "d.npz")
+    entry = given(result)
+    before = images_of(entry, locators, "train")[0][:]
+    time.sleep(0.05)  # more than a tick of the file system's clock
+    np.savez(npz, x_train=X, y_train=Y, x_test=X[:9], y_test=Y[:9])
+    np.testing.assert_array_equal(images_of(entry, locators, "train")[0][:], before)
 
 
 def test_a_source_that_changed_before_it_was_divided_is_refused(npz: Path) -> None:

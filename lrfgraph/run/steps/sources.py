@@ -209,11 +209,10 @@ def images_of(
     if name in snapshot.KEPT:
         targets = entry.array("validation/y") if name == "validation" and data["parts"][name]["labels"] else None
         read = snapshot.kept_images(entry.rows, name, how), targets
-        if any(isinstance(raw, Rows) for raw in read[0].raws):
-            return read  # of this very cache
     else:
         read = _from_source(entry, locators, name, how, _reading(locators, scratch))
-    IMAGES.put(key, read, array_bytes(read))
+    if not any(isinstance(raw, Rows) for raw in read[0].raws):  # else of this very cache, or of files as they are now
+        IMAGES.put(key, read, array_bytes(read))
     return read
 
 
