@@ -137,17 +137,16 @@ def memory(found: Result) -> str:
 
 
 def streams(found: Result) -> str:
-    """A row a source: what few images take, and ten times as many."""
+    """A row a source that was measured with few images and with ten times as many."""
+    sizes: dict[str, dict[str, Any]] = {}
+    for row in found["rows"]:
+        sizes.setdefault(row["source"], {})[row["size"]] = row
     rows = []
-    for source in dict.fromkeys(row["source"] for row in found["rows"]):
-        small, large = (
-            next(row for row in found["rows"] if (row["source"], row["size"]) == (source, size))
-            for size in ("small", "large")
-        )
-        sizes = [f"{row['decoded_gb']:.1f} GB" for row in (small, large)]
-        peaks = [f"{row['peak_gb']:.2f} GB" for row in (small, large)]
-        rows.append([source, *sizes, *peaks, f"{large['stated_gb']:.2f} GB"])
-    return table(("source", "images", "more images", "memory", "memory of more", "stated"), rows)
+    for source, own in sizes.items():
+        if "large" in own:
+            peaks = (f"{own[size]['decoded_gb']:.1f} GB → {own[size]['peak_gb']:.2f} GB" for size in own)
+            rows.append([source, *peaks, f"{own['large']['stated_gb']:.2f} GB"])
+    return table(("source", "images → memory", "more images → memory", "stated"), rows)
 
 
 def planning(found: Result) -> str:
