@@ -136,6 +136,19 @@ def memory(found: Result) -> str:
     return table(("network", "memory stated", "memory measured", "points lost", "after repair"), rows)
 
 
+def streams(found: Result) -> str:
+    """A row a source that was measured with few images and with ten times as many."""
+    sizes: dict[str, dict[str, Any]] = {}
+    for row in found["rows"]:
+        sizes.setdefault(row["source"], {})[row["size"]] = row
+    rows = []
+    for source, own in sizes.items():
+        if "large" in own:
+            peaks = (f"{own[size]['decoded_gb']:.1f} GB → {own[size]['peak_gb']:.2f} GB" for size in own)
+            rows.append([source, *peaks, f"{own['large']['stated_gb']:.2f} GB"])
+    return table(("source", "images → memory", "more images → memory", "stated"), rows)
+
+
 def planning(found: Result) -> str:
     return f"A plan of {found['nodes']:,} nodes that are all in the cache takes {found['seconds']:.1f} s.\n"
 
@@ -199,6 +212,7 @@ BLOCKS: dict[str, Callable[[Result], str]] = {
         parallel,
         store,
         memory,
+        streams,
         pruning,
         pruning_agreement,
         dprp,

@@ -311,7 +311,7 @@ def test_two_equal_layers_share_their_factors(monkeypatch: pytest.MonkeyPatch) -
 
 GOLDEN: dict[str, str] = {
     "curvature": "9f4166dd20602d7b9d7d38177ddda19194dd1fb5",
-    "data": "2804a06d184977d4bfbe288b0eef29cb0d7a692f",
+    "data": "bb528b2ac682934928033bfefb547b1df9b13cbd",
     "decompose": "ae0a8304cfd20c74ff2fb653aaa953d82ac22961",
     "describe": "896e15752346f5fe1a75d21ab861122dc9a7431b",
     "evaluate": "797ed53e0d4ec79403e83d672f628fc1c9a4e107",

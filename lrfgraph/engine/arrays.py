@@ -20,12 +20,15 @@ from numpy.typing import NDArray
 
 from lrfgraph.engine.files import file_checksum, write
 from lrfgraph.engine.nodes import Arrays
+from lrfgraph.engine.rows import ArrayLike, Rows
 
 __all__ = [
     "CHUNK_BYTES",
     "GROUP",
     "LARGE",
     "PACKED",
+    "ZarrRows",
+    "array_like",
     "check_arrays",
     "describe",
     "is_zarr",
@@ -43,8 +46,15 @@ KINDS = "biufc"
 LONG = "gG"  # long doubles: another number of bits on every machine, and no type of Zarr
 RESERVED = frozenset({"", ".", "..", "zarr.json"})
 
+Check = Callable[[str, bytes | None], None]
 
-def describe(array: NDArray[Any]) -> dict[str, Any]:
+
+def array_like(value: Any) -> ArrayLike:
+    """Return a value as an array, but what is read by its rows as it is."""
+    return value if isinstance(value, Rows) else np.asarray(value)
+
+
+def describe(array: ArrayLike) -> dict[str, Any]:
     """Return dtype and shape as the manifest says them.
 
     Raises TypeError for anything but booleans and numbers (object arrays would need pickle).
@@ -59,17 +69,18 @@ def is_zarr(name: str, files: Mapping[str, Any]) -> bool:
     return f"{GROUP}/{name}/zarr.json" in files
 
 
-def write_arrays(folder: Path, arrays: Arrays) -> dict[str, tuple[int, str]]:
+def write_arrays(folder: Path, arrays: Mapping[str, ArrayLike]) -> dict[str, tuple[int, str]]:
     """Write arrays, C-ordered and little-endian, into an empty folder; return bytes and checksum of each file.
 
-    Raises ValueError for a name that is no path of plain parts or that is both an array and a group.
+    What is read by its rows is read shard by shard.  Raises ValueError for a name that is no path of plain parts or
+    that is both an array and a group.
     """
-    plain = {name: np.asarray(array) for name, array in sorted(arrays.items())}
+    plain = {name: array_like(array) for name, array in sorted(arrays.items())}
     for name, array in plain.items():
         describe(array)
         _check_name(name, plain)
     large = {name: array for name, array in plain.items() if array.ndim and array.nbytes >= LARGE}
-    small = {name: _little(array) for name, array in plain.items() if name not in large}
+    small = {name: _little(np.asarray(array)) for name, array in plain.items() if name not in large}
     files = {PACKED: write(folder / PACKED, [_pack(small)])} if small else {}
     if large:
         _write_zarr(folder / GROUP, large)
@@ -87,19 +98,46 @@ def read_packed(content: bytes) -> Arrays:
         raise ValueError(str(error)) from error
 
 
-def read_zarr(folder: Path, name: str, check: Callable[[str, bytes | None], None]) -> NDArray[Any]:
-    """Return a Zarr array as a whole, shard by shard, so that little more than it is in memory.
-
-    check : called with every file's path in the entry and its content (``None`` where only a part of it is read);
-    raises where the file is not what was written.
-    """
-    import zarr
-
-    array = zarr.open_array(_checked(folder / GROUP, check), path=name, mode="r", zarr_format=3)
+def read_zarr(folder: Path, name: str, check: Check) -> NDArray[Any]:
+    """Return a Zarr array as a whole, shard by shard, so that little more than it is in memory; see `ZarrRows`."""
+    array = _open(folder, name, check)
     whole = np.empty(array.shape, array.dtype)
     for part in _parts(array.shape, array.shards or array.chunks):
         whole[part] = array[part]
     return whole
+
+
+class ZarrRows(Rows):
+    """A Zarr array that is read by its rows.
+
+    check : called with every file's path in the entry and its content (``None`` where only a part of it is read);
+    raises where the file is not what was written.  damage : makes an error of what else Zarr says.
+    """
+
+    def __init__(self, folder: Path, name: str, check: Check, damage: Callable[[str], Exception]) -> None:
+        try:
+            self.array, self.damage = _open(folder, name, check), damage
+        except (OSError, ValueError) as error:
+            raise damage(str(error)) from error
+        self.shape, self.dtype = self.array.shape, self.array.dtype
+
+    def take(self, places: NDArray[np.int64]) -> NDArray[Any]:
+        return self._read(lambda: self.array.oindex[places])
+
+    def between(self, start: int, stop: int) -> NDArray[Any]:
+        return self._read(lambda: self.array[start:stop])
+
+    def _read(self, read: Callable[[], Any]) -> NDArray[Any]:
+        try:
+            return np.asarray(read())
+        except (OSError, ValueError) as error:
+            raise self.damage(str(error)) from error
+
+
+def _open(folder: Path, name: str, check: Check) -> Any:
+    import zarr
+
+    return zarr.open_array(_checked(folder / GROUP, check), path=name, mode="r", zarr_format=3)
 
 
 def check_arrays(folder: Path, arrays: Mapping[str, Mapping[str, Any]], files: Mapping[str, Any]) -> None:
@@ -124,7 +162,7 @@ def _opened(folder: Path, name: str) -> Any:
         raise ValueError(f"zarr cannot open {name} ({error})") from error
 
 
-def _check_name(name: str, arrays: Arrays) -> None:
+def _check_name(name: str, arrays: Mapping[str, ArrayLike]) -> None:
     parts = name.split("/")
     if any(part in RESERVED or "\0" in part for part in parts):
         raise ValueError(f"array names are paths like 'layers/3/kernel', received {name!r}")
@@ -149,7 +187,7 @@ def _pack(arrays: Arrays) -> memoryview:
     return buffer.getbuffer()
 
 
-def _write_zarr(folder: Path, arrays: Arrays) -> None:
+def _write_zarr(folder: Path, arrays: Mapping[str, ArrayLike]) -> None:
     import zarr
     from zarr.codecs import ZstdCodec
 
@@ -167,11 +205,13 @@ def _write_zarr(folder: Path, arrays: Arrays) -> None:
             fill_value=0,
             config={"write_empty_chunks": True},  # else -0.0 comes back as 0.0, and an absent file is no damage
         )
-        for part in _parts(array.shape, shards):
-            stored[part] = _little(array[part])
+        for start in range(0, len(array), shards[0]):
+            rows = _little(np.asarray(array[start : start + shards[0]]))
+            for rest in _parts(array.shape[1:], shards[1:]):
+                stored[slice(start, start + len(rows)), *rest] = rows[:, *rest]
 
 
-def _cut(array: NDArray[Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _cut(array: ArrayLike) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the shapes of a chunk and of a shard, cut along the first axis whose rows are smaller than a chunk.
 
     Chunks share the rows evenly, so that the last one is hardly padded.
@@ -193,7 +233,7 @@ def _parts(shape: tuple[int, ...], step: tuple[int, ...]) -> Iterator[tuple[slic
         yield tuple(slice(start, min(start + size, end)) for start, size, end in zip(starts, step, shape, strict=True))
 
 
-def _checked(folder: Path, check: Callable[[str, bytes | None], None]) -> Any:
+def _checked(folder: Path, check: Check) -> Any:
     """Return a folder as a store for zarr-python that checks each file as it is read."""
     import asyncio
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from lrfgraph.engine.arrays import PACKED, is_zarr, read_packed, read_zarr
+from lrfgraph.engine.arrays import PACKED, ZarrRows, is_zarr, read_packed, read_zarr
 from lrfgraph.engine.memory import ARRAYS
+from lrfgraph.engine.rows import ArrayLike
 from lrfgraph.errors import StoreError
 
 if TYPE_CHECKING:
     from lrfgraph.engine.store import Store
 
 __all__ = ["CorruptEntry", "Entry"]
+
+WHOLE = 64 << 20
+"""Bytes of an array up to which it is read as a whole, and kept, where its rows are asked for."""
 
 
 class CorruptEntry(StoreError):  # noqa: N818 - names a thing, as Interrupted does
@@ -58,9 +64,7 @@ class Entry:
 
     def array(self, name: str) -> NDArray[Any]:
         """Return one array, read-only; raises KeyError if the entry has none of this name."""
-        full, manifest = self.prefix + name, self.manifest
-        if full not in manifest["arrays"]:
-            raise KeyError(f"{manifest['name']} ({self.key}) has no array {full!r}; it has {self.names()}")
+        full, manifest = self._full(name), self.manifest
         array: NDArray[Any] | None = ARRAYS.get(self._at(manifest, full))
         if array is not None:
             return array
@@ -77,6 +81,24 @@ class Entry:
         if full not in some:
             raise CorruptEntry(self.key, f"{PACKED} lacks {full}")
         return some[full]
+
+    def rows(self, name: str) -> ArrayLike:
+        """Return one array to be read by its rows, where it is too large to be kept; else the array itself."""
+        full, manifest = self._full(name), self.manifest
+        said = manifest["arrays"][full]
+        if prod(said["shape"]) * np.dtype(said["dtype"]).itemsize <= WHOLE:
+            return self.array(name)
+
+        def damage(why: str) -> CorruptEntry:
+            return CorruptEntry(self.key, f"array {full} cannot be read ({why})")
+
+        return ZarrRows(self.store.folder(self.key), full, self._check, damage)
+
+    def _full(self, name: str) -> str:
+        full, manifest = self.prefix + name, self.manifest
+        if full not in manifest["arrays"]:
+            raise KeyError(f"{manifest['name']} ({self.key}) has no array {full!r}; it has {self.names()}")
+        return full
 
     def file(self, name: str) -> Path:
         """Return the path of one file, its checksum verified; raises KeyError if there is none of this name."""

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lrfgraph.engine.rows import ArrayLike, Rows, blocks
 from lrfgraph.errors import StoreError
 
 __all__ = [
@@ -45,12 +46,13 @@ _json = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def digest(value: Any) -> str:
-    """Return the 160-bit BLAKE2b digest of bytes, of an array (dtype, shape, C-order little-endian bytes) or of
-    anything JSON can say (keys sorted, no spaces)."""
-    if isinstance(value, np.ndarray):
-        little = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<"))
-        state = hashlib.blake2b(f"{little.dtype.str}{little.shape}".encode(), digest_size=20)
-        state.update(little.data if little.size else b"")
+    """Return the 160-bit BLAKE2b digest of bytes, of an array (dtype, shape, C-order little-endian bytes; read block by
+    block) or of anything JSON can say (keys sorted, no spaces)."""
+    if isinstance(value, np.ndarray | Rows):
+        little = value.dtype.newbyteorder("<")
+        state = hashlib.blake2b(f"{little.str}{value.shape}".encode(), digest_size=20)
+        for block in blocks(value):
+            state.update(np.ascontiguousarray(block, little).data if block.size else b"")
         return state.hexdigest()
     if not isinstance(value, bytes):
         value = _json(value).encode()
@@ -100,6 +102,8 @@ class Input(Protocol):
 
     def array(self, name: str) -> NDArray[Any]: ...
 
+    def rows(self, name: str) -> ArrayLike: ...
+
     def names(self) -> list[str]: ...
 
     def file(self, name: str) -> Path: ...
@@ -122,13 +126,14 @@ class Task:
 class Result:
     """What a step gives back.
 
-    data : small results, JSON; they live in the manifest.  arrays : go to Zarr; names may contain ``/``.
+    data : small results, JSON; they live in the manifest.  arrays : go to Zarr, read block by block; names may contain
+    ``/``.
     files : whole files by name, as a path to be moved into the entry.
     identity : set by decisions; ``None`` means the key.
     """
 
     data: dict[str, Any] = field(default_factory=dict)
-    arrays: Arrays = field(default_factory=dict)
+    arrays: Mapping[str, ArrayLike] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
     identity: str | None = None
 

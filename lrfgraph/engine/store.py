@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lrfgraph.engine import leases
-from lrfgraph.engine.arrays import describe, write_arrays
+from lrfgraph.engine.arrays import array_like, describe, write_arrays
 from lrfgraph.engine.entry import CorruptEntry, Entry
 from lrfgraph.engine.files import FULL, age, checksum, file_checksum, flush_one, flush_tree, members, tree_bytes, write
 from lrfgraph.engine.memory import BoundedCache, versions
@@ -195,7 +195,8 @@ class Store:
         components : what the key digests.  inputs : the inputs' keys.  Raises StoreError if the cache cannot be
         written or is full, TypeError or ValueError for a result that cannot be stored; nothing is left behind.
         """
-        need = sum(np.asarray(a).nbytes for a in result.arrays.values())
+        arrays = {n: array_like(a) for n, a in sorted(result.arrays.items())}
+        need = sum(a.nbytes for a in arrays.values())
         with self.writing(key, need):
             temporary = self._temporary()
         try:
@@ -208,7 +209,7 @@ class Store:
                     "components": dict(components or {}),
                     "identity": result.identity or key,
                     "data": result.data,
-                    "arrays": {n: describe(np.asarray(a)) for n, a in sorted(result.arrays.items())},
+                    "arrays": {n: describe(a) for n, a in arrays.items()},
                     "files": files,
                     "bytes": sum(size for size, _ in files.values()),
                     "inputs": dict(inputs or {}),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfgraph.engine.memory import BoundedCache, array_bytes
+from lrfgraph.engine.rows import ArrayLike, blocks
 from lrfgraph.errors import DataError
+from lrfgraph.images.archives import rows_of_spool, spool
 from lrfgraph.images.naming import KNOWN_AS, PART_NAMES, Inputs
+from lrfgraph.images.reading import Reading
 
-__all__ = ["Elements", "call_function", "import_function", "join_elements", "named_arrays"]
+__all__ = ["Elements", "call_function", "function_digest", "import_function", "join_elements", "named_arrays"]
 
 Array = NDArray[Any]
 LONGEST_STREAM = 100_000
@@ -31,8 +38,40 @@ TUPLES: dict[int, tuple[str, ...]] = {
 RESULTS = BoundedCache(0, keep_last=True)
 
 
-class Elements(list[Array]):
-    """One component of a stream's elements, in order; whether they are batches says the model's input."""
+class Elements:
+    """One component of a stream's elements, in order, in a file as soon as they are many.
+
+    Whether they are batches says the model's input.
+    """
+
+    def __init__(self, elements: Iterable[Any] = (), reading: Reading | None = None) -> None:
+        self.file, self.shapes = spool(reading or Reading()), Counter[tuple[int, ...]]()
+        weakref.finalize(self, self.file.close)
+        for element in elements:
+            self.add(np.asarray(element))
+
+    def __len__(self) -> int:
+        return self.shapes.total()
+
+    def add(self, element: Array) -> None:
+        """Append an element."""
+        if not self.shapes:
+            self.first, self.dtype = element.shape, element.dtype
+        self.shapes[element.shape] += 1
+        self.file.write(np.ascontiguousarray(element, self.dtype).data)
+
+    def content(self) -> ArrayLike:
+        """Return the numbers of all, one after the other."""
+        count = sum(prod(shape) * n for shape, n in self.shapes.items())
+        return rows_of_spool(self.file, (count,), self.dtype)
+
+    def joined(self, batched: bool) -> ArrayLike | None:
+        """Return all as one array, ``None`` where their shapes differ."""
+        kinds = {shape[1:] if batched else shape for shape in self.shapes}
+        if len(kinds) != 1 or (batched and not self.first):
+            return None
+        count = sum(shape[0] * n if batched else n for shape, n in self.shapes.items())
+        return rows_of_spool(self.file, (count, *kinds.pop()), self.dtype)
 
 
 def import_function(text: str, base: Path) -> Callable[..., Any]:
@@ -47,35 +86,53 @@ def import_function(text: str, base: Path) -> Callable[..., Any]:
     return function
 
 
-def call_function(source: str, base: Path) -> dict[str, Any]:
+def call_function(source: str, base: Path, reading: Reading | None = None) -> dict[str, Any]:
     """Call the user's function once per process; return its arrays, or `Elements` of its streams, by name.
 
     An input among several is named ``x_train/NAME``, or by its place: ``x_train/0``.
     """
+    return _call(source, base, reading)[0]
+
+
+def function_digest(source: str, base: Path, reading: Reading | None = None) -> str:
+    """Return the digest of what the user's function gives, made once per process."""
+    return _call(source, base, reading)[1]
+
+
+def _call(source: str, base: Path, reading: Reading | None) -> tuple[dict[str, Any], str]:
     key = (source, base.resolve())
-    result: dict[str, Any] | None = RESULTS.get(key)
+    result: tuple[dict[str, Any], str] | None = RESULTS.get(key)
     if result is None:
         try:
-            result = dict(named_arrays(import_function(source, base)(), f"data function {source}"))
+            named = dict(named_arrays(import_function(source, base)(), f"data function {source}", reading))
         except DataError:
             raise
         except Exception as error:
             first = str(error).strip().splitlines()[:1]
             raise DataError(f"data function {source} raised {type(error).__name__}: {''.join(first)}") from None
-        RESULTS.put(key, result, array_bytes(result))
+        state = hashlib.blake2b(digest_size=20)
+        for name, array in sorted(named.items()):
+            whole = array.content() if isinstance(array, Elements) else array
+            form = array.first if isinstance(array, Elements) else array.shape
+            state.update(f"{name}{whole.dtype.str}{form}".encode())
+            for block in blocks(whole):
+                state.update(block.tobytes())
+        result = named, state.hexdigest()
+        RESULTS.put(key, result, array_bytes(named))
     return result
 
 
-def named_arrays(value: Any, origin: str) -> Iterator[tuple[str, Any]]:
+def named_arrays(value: Any, origin: str, reading: Reading | None = None) -> Iterator[tuple[str, Any]]:
     """Yield arrays, or `Elements` of streams, by name.
 
     value : a dictionary of arrays or streams, one array or stream, or a tuple of them, see `TUPLES`.
-    origin : what it comes from, for messages.  Raises DataError.
+    origin : what it comes from, for messages.  reading : of streams.  Raises DataError.
     """
+    reading = reading or Reading()
     if isinstance(value, Mapping):
         for name, item in value.items():
             if _is_stream(item):
-                yield from _read_stream(item, PART_NAMES.get(str(name).lower(), "train"), origin)
+                yield from _read_stream(item, PART_NAMES.get(str(name).lower(), "train"), origin, reading)
             else:
                 yield from _flat(str(name), item)
         return
@@ -83,7 +140,7 @@ def named_arrays(value: Any, origin: str) -> Iterator[tuple[str, Any]]:
     if all(_is_stream(item) for item in several) and 1 <= len(several) <= 3:
         names = ("train", "test") if len(several) == 2 else ("train", "val", "test")
         for item, part in zip(several, names, strict=False):
-            yield from _read_stream(item, part, origin)
+            yield from _read_stream(item, part, origin, reading)
         return
     if several and all(isinstance(item, tuple) for item in several):  # ((x, y), (x, y)) as keras.datasets gives
         several = tuple(array for pair in several for array in pair)
@@ -108,13 +165,14 @@ def _is_stream(value: Any) -> bool:
     return hasattr(value, "as_numpy_iterator")
 
 
-def _read_stream(dataset: Any, part: str, origin: str) -> Iterator[tuple[str, Elements]]:
-    """Collect a tf.data.Dataset's elements; raises DataError where it does not end."""
+def _read_stream(dataset: Any, part: str, origin: str, reading: Reading) -> Iterator[tuple[str, Elements]]:
+    """Write a tf.data.Dataset's elements down, one by one; raises DataError where it does not end."""
     length = int(dataset.cardinality())
     if length == ENDLESS:
         raise DataError(f"the {part} stream of {origin} does not end; let it end with .take(n)")
     collected: dict[str, Elements] = {}
     for number, element in enumerate(dataset.as_numpy_iterator()):
+        reading.tell(number, max(length, 0), f"elements of the {part} stream")
         if length < 0 and number == LONGEST_STREAM:
             raise DataError(
                 f"the {part} stream of {origin} does not say how long it is, and has more than {number:,} elements; "
@@ -123,7 +181,12 @@ def _read_stream(dataset: Any, part: str, origin: str) -> Iterator[tuple[str, El
         pair = element if isinstance(element, tuple) else (element,)
         for name, item in (element if isinstance(element, Mapping) else dict(zip("xy", pair, strict=False))).items():
             for flat, array in _flat(str(name), item):
-                collected.setdefault(_name_in_part(flat, part), Elements()).append(array)
+                own = _name_in_part(flat, part)
+                if array.dtype.kind not in "biuf":
+                    raise DataError(f"{origin}: {own} must hold numbers; received {array.dtype}")
+                if own not in collected:
+                    collected[own] = Elements(reading=reading)
+                collected[own].add(array)
     yield from collected.items()
 
 
@@ -134,22 +197,19 @@ def _name_in_part(name: str, part: str) -> str:
     return f"x_{part}/{own}" if known is None else f"{known[0]}_{part}{slash}{place}"
 
 
-def join_elements(named: Mapping[str, Any], inputs: Inputs) -> dict[str, Array]:
+def join_elements(named: Mapping[str, Any], inputs: Inputs) -> dict[str, ArrayLike]:
     """Make one array of a stream's elements, which are batches where images have more axes than the model's input."""
-    arrays = {}
+    arrays: dict[str, ArrayLike] = {}
     for name, elements in named.items():
         if not isinstance(elements, Elements):
             arrays[name] = elements
             continue
         part = name.partition("/")[0][2:]
         own = next((other for other in named if other.partition("/")[0] == f"x_{part}"), name)
-        batched = named[own][0].ndim > _rank(own, inputs)
-        try:
-            arrays[name] = np.concatenate(elements) if batched else np.stack(elements)
-        except ValueError:
-            raise DataError(
-                f"{name}: the stream's elements differ in shape; received {elements[0].shape} first"
-            ) from None
+        joined = elements.joined(len(named[own].first) > _rank(own, inputs))
+        if joined is None:
+            raise DataError(f"{name}: the stream's elements differ in shape; received {elements.first} first")
+        arrays[name] = joined
     return arrays
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lrfgraph.engine.rows import ArrayLike
 from lrfgraph.errors import DataError
 
 __all__ = ["KNOWN_AS", "PART_NAMES", "Inputs", "Shape", "input_names", "recognise"]
 
-Array = NDArray[Any]
 Shape = tuple[int | None, ...]
 Inputs = Mapping[str, Shape]
 """A network's inputs in its order: name to shape without the batch axis."""
@@ -44,14 +42,16 @@ def input_names(inputs: Inputs) -> tuple[str, ...]:
     return tuple(inputs) if len(inputs) > 1 else ()
 
 
-def recognise(named: Mapping[str, Array], source: str, inputs: Inputs) -> tuple[dict[str, Array], tuple[str, ...]]:
+def recognise(
+    named: Mapping[str, ArrayLike], source: str, inputs: Inputs
+) -> tuple[dict[str, ArrayLike], tuple[str, ...]]:
     """Return arrays by the names used here, and notes of what was ignored.
 
     Of several inputs each is ``x_train/NAME``; a source may write ``x_train.NAME``, ``x_train_NAME``, the place in
     NAME's stead, or the input's NAME alone for a training part.  Raises DataError where images are not there, named
     twice or not those of the network.
     """
-    names, arrays, ignored = input_names(inputs), dict[str, Array](), []
+    names, arrays, ignored = input_names(inputs), dict[str, ArrayLike](), []
     for name, array in named.items():
         known = _known_name(name, names)
         if known is None:
@@ -84,14 +84,14 @@ def _known_name(name: str, names: Sequence[str]) -> str | None:
     return None
 
 
-def _by_input(arrays: Mapping[str, Array], source: str, names: Sequence[str]) -> dict[str, Array]:
+def _by_input(arrays: Mapping[str, ArrayLike], source: str, names: Sequence[str]) -> dict[str, ArrayLike]:
     """Check that every part has all inputs; an array whose first axis counts the inputs is taken apart."""
     parts = {name.partition("/")[0] for name in arrays if name.startswith("x")}
     complete = {name: array for name, array in arrays.items() if not name.startswith("x")}
     for part in sorted(parts):
         whole = arrays.get(part)
         if whole is not None and len(whole) == len(names):
-            complete |= {f"{part}/{name}": np.asarray(array) for name, array in zip(names, whole, strict=True)}
+            complete |= {f"{part}/{name}": array for name, array in zip(names, np.asarray(whole), strict=True)}
             continue
         lacking = [name for name in names if f"{part}/{name}" not in arrays]
         if lacking:

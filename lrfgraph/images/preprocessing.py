@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lrfgraph.engine.rows import ArrayLike
 from lrfgraph.errors import DataError
 from lrfgraph.images.sources import Array, Inputs, Shape, channel_axis, read_npz
 from lrfgraph.images.targets import fits
@@ -54,7 +55,7 @@ class Images:
     Slices are float32 arrays, of several inputs tuples of them.
     """
 
-    raws: tuple[Array, ...]
+    raws: tuple[ArrayLike, ...]
     preprocessings: tuple[Preprocessing, ...]
     indices: NDArray[np.int64] | None = None
 
@@ -68,9 +69,8 @@ class Images:
 
     def first(self, count: int) -> Images:
         """Return the first images, made when they are asked for like all."""
-        if self.indices is not None:
-            return replace(self, indices=self.indices[:count])
-        return replace(self, raws=tuple(raw[:count] for raw in self.raws))
+        indices = np.arange(len(self)) if self.indices is None else self.indices
+        return replace(self, indices=indices[:count])
 
     @property
     def several(self) -> bool:
@@ -95,7 +95,7 @@ def preprocessing(options: DataOptions, input_shape: Shape, base: Path = Path())
     """Resolve the options of preprocessing, the statistics file read; raises DataError where they do not fit."""
     values: dict[str, NDArray[np.float32] | None] = {"mean": None, "std": None}
     if options.stats is not None:
-        arrays = read_npz(base / options.stats)
+        arrays = {name: np.asarray(array) for name, array in read_npz(base / options.stats).items()}
         if not set(values) <= set(arrays):
             raise DataError(f"{options.stats} must hold arrays mean and std; received {', '.join(arrays) or 'none'}")
         values = {name: np.asarray(arrays[name], np.float32) for name in values}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lrfgraph.engine.rows import ArrayLike, Chosen, Joined, Rows
 from lrfgraph.images.preprocessing import Images, Preprocessing
 
 __all__ = ["KEPT", "kept_arrays", "kept_images", "preprocessing_arrays", "read_preprocessings"]
@@ -20,30 +21,32 @@ KEPT = ("calibration", "repair", "validation")
 """The splits whose images are kept themselves; those of the others stay in the source."""
 
 
-def kept_arrays(splits: Mapping[str, Sequence[Array]]) -> dict[str, Array]:
-    """Return the arrays to be kept, by name.
+def kept_arrays(splits: Mapping[str, Sequence[ArrayLike]]) -> dict[str, ArrayLike]:
+    """Return the arrays to be kept, by name; they are read when they are written.
 
     splits : by name, the images of each input, (n, …).
     """
-    arrays = {}
+    arrays: dict[str, ArrayLike] = {}
     for split, raws in splits.items():
         start = len(splits["calibration"][0]) if split == "repair" else 0
-        arrays.update({f"{split}/x/{place}": raw[start:] for place, raw in enumerate(raws)})
+        arrays |= {f"{split}/x/{place}": Chosen(raw, np.arange(start, len(raw))) for place, raw in enumerate(raws)}
     return arrays
 
 
-def kept_images(array: Callable[[str], Array], split: str, how: Sequence[Preprocessing]) -> Images:
+def kept_images(rows: Callable[[str], ArrayLike], split: str, how: Sequence[Preprocessing]) -> Images:
     """Return a split's images, preprocessed as they are asked for.
 
-    array : kept array by name.  how : the preprocessing of each input.
+    rows : kept array by name.  how : the preprocessing of each input.
     """
     names = ("calibration", "repair") if split == "repair" else (split,)
-    raws = (tuple(array(f"{name}/x/{place}") for name in names) for place in range(len(how)))
+    raws = (tuple(rows(f"{name}/x/{place}") for name in names) for place in range(len(how)))
     return Images(tuple(map(_joined, raws)), tuple(how))
 
 
-def _joined(pieces: tuple[Array, ...]) -> Array:
-    return pieces[0] if len(pieces) == 1 or not len(pieces[1]) else np.concatenate(pieces)
+def _joined(pieces: tuple[ArrayLike, ...]) -> ArrayLike:
+    if len(pieces) == 1 or not len(pieces[1]):
+        return pieces[0]
+    return Joined(*pieces) if any(isinstance(piece, Rows) for piece in pieces) else np.concatenate(pieces)
 
 
 def preprocessing_arrays(preprocessings: Iterable[Preprocessing]) -> tuple[list[dict[str, Any]], dict[str, Array]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lrfgraph.engine.rows import Chosen
 from lrfgraph.errors import DataError
 from lrfgraph.images.preprocessing import Images, Preprocessing
 from lrfgraph.images.sources import Array, Dataset
@@ -39,9 +40,9 @@ class Part:
     def images(self, dataset: Dataset, preprocessings: Sequence[Preprocessing]) -> Images:
         return Images(dataset.inputs(self.source), tuple(preprocessings), self.indices)
 
-    def raws(self, dataset: Dataset) -> tuple[Array, ...]:
-        """The images as the source gave them, an array for each input."""
-        return tuple(raw[self.indices] for raw in dataset.inputs(self.source))
+    def raws(self, dataset: Dataset) -> tuple[Chosen, ...]:
+        """The images as the source gave them, for each input, read when they are asked for."""
+        return tuple(Chosen(raw, self.indices) for raw in dataset.inputs(self.source))
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,9 @@ def train(model: Any, images: Any = None, *, recipe: Any = None, progress: bool 
 def _compress(
     model: Any, images: Any, recipe: Any, progress: bool, options: dict[str, Any], own: Sequence[str] = ()
 ) -> Result:
-    with question(model, images, recipe, options, own) as (path, asked), ExitStack() as stack:
+    with ExitStack() as stack:
         listener = stack.enter_context(Progress()) if progress else None
+        path, asked = stack.enter_context(question(model, images, recipe, options, own, listener))
         out = asked.recipe.run.out
         return carry_out(path, asked, Path(out) if out else None, on_event=listener)
 

@@ -13,14 +13,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from lrfgraph.engine.arrays import array_like
 from lrfgraph.engine.nodes import digest
+from lrfgraph.engine.rows import ArrayLike
 from lrfgraph.engine.store import Store
 from lrfgraph.errors import DataError, ModelError, StoreError
-from lrfgraph.images.functions import join_elements, named_arrays
+from lrfgraph.images.archives import write_npz
+from lrfgraph.images.functions import Elements, join_elements, named_arrays
 from lrfgraph.images.naming import Inputs
+from lrfgraph.images.reading import Reading
 from lrfgraph.network.opening.archive import model_digest, one_line
 from lrfgraph.network.opening.writing import custom_names, is_keras_model, write_model
 
@@ -51,32 +52,41 @@ def model_file(model: Any, cache: Path) -> tuple[Path, tuple[str, ...]]:
     return path, custom
 
 
-def images_file(images: Any, inputs: Callable[[], Inputs], cache: Path) -> str:
+def images_file(
+    images: Any, inputs: Callable[[], Inputs], cache: Path, progress: Callable[[int, int, str], None] | None = None
+) -> str:
     """Return the source of images: a path or the name of a function stay what they are, arrays become a file.
 
     images : what a data function may return as well: (x, y), (x, y, x_test, y_test), a dictionary of arrays, images
-    alone, or up to three streams of tf.data.  inputs : of the network, asked for where streams may be batched.
-    Raises DataError.
+    alone, or up to three streams of tf.data, which are never in memory as a whole.  inputs : of the network, asked for
+    where streams may be batched.  progress : told of elements of streams: done, of how many, what.  Raises DataError.
     """
     if is_path(images):
         return str(images)
+    with _writing(cache, ".npz") as (folder, partial):
+        reading = Reading(cache, scratch=lambda: folder, progress=progress)
+        arrays = _arrays(images, inputs, reading)
+        digest_of_all = _digest_of(arrays)
+        path = folder / f"images-{digest_of_all[:12]}.npz"
+        if not _there(path):
+            write_npz(partial, arrays)
+            partial.replace(path)
+            reading.note(path, digest_of_all)  # what it is called after is not read again for its digest
+    return str(path)
+
+
+def _arrays(images: Any, inputs: Callable[[], Inputs], reading: Reading) -> dict[str, ArrayLike]:
     try:
-        named = dict(named_arrays(images, "images"))
+        named = dict(named_arrays(images, "images", reading))
     except (TypeError, ValueError) as error:
         raise DataError(f"images are no arrays ({one_line(error, 120)}); give a tuple (x, y) or a dictionary") from None
-    if any(isinstance(value, list) for value in named.values()):
+    if any(isinstance(value, Elements) for value in named.values()):
         named = join_elements(named, inputs())
-    arrays = {name: np.asarray(array) for name, array in named.items()}
+    arrays = {name: array_like(array) for name, array in named.items()}
     for name, array in arrays.items():
         if array.dtype.kind not in "biuf":
             raise DataError(f"images: {name} must hold numbers; received {_kind(images)}")
-    with _writing(cache, ".npz") as (folder, partial):
-        path = folder / f"images-{_digest_of(arrays)[:12]}.npz"
-        if not _there(path):
-            with partial.open("wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
-            partial.replace(path)
-    return str(path)
+    return arrays
 
 
 @contextmanager
@@ -99,7 +109,7 @@ def _there(path: Path) -> bool:
     return False
 
 
-def _digest_of(arrays: Mapping[str, NDArray[Any]]) -> str:
+def _digest_of(arrays: Mapping[str, ArrayLike]) -> str:
     return digest([[name, digest(array)] for name, array in sorted(arrays.items())])
 
 

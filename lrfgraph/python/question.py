@@ -13,6 +13,7 @@ from typing import Any
 from lrfgraph import api
 from lrfgraph.commands.asking import command_of, modules_of
 from lrfgraph.commands.effects import checked
+from lrfgraph.engine.events import Event
 from lrfgraph.errors import RecipeError
 from lrfgraph.images.naming import Inputs
 from lrfgraph.options import dprp
@@ -49,12 +50,17 @@ SOURCES = ("data.source", "data.val")
 
 @contextmanager
 def question(
-    model: Any, images: Any, recipe: Any, words: Mapping[str, Any], own: Sequence[str] = ()
+    model: Any,
+    images: Any,
+    recipe: Any,
+    words: Mapping[str, Any],
+    own: Sequence[str] = (),
+    on_event: Callable[[Event], None] | None = None,
 ) -> Iterator[tuple[Path, Asked]]:
     """Give the model's file and what is asked for; while it is carried out, modules that it names are found.
 
-    words : sections with their options, and short options.  own : settings that the call itself says.
-    Raises LrfError.
+    words : sections with their options, and short options.  own : settings that the call itself says.  on_event : told
+    of images that are written down.  Raises LrfError.
     """
     asked = replace(_recipe(recipe), spelling=_spelling)
     command = command_of(own) if own else ""
@@ -79,11 +85,19 @@ def question(
         asked = replace(asked, recipe=asked.recipe.with_option("model.custom", custom))
     for key, value in arrays.items():
         with modules_of(asked):
-            source = images_file(value, _inputs(path, asked), cache)
+            source = images_file(value, _inputs(path, asked), cache, _telling(on_event))
         asked = asked.with_value(key, source)
     asked = checked(asked)
     with modules_of(asked):
         yield path, replace(asked, recipe=asked.recipe.placed(Path()))
+
+
+def _telling(on_event: Callable[[Event], None] | None) -> Callable[[int, int, str], None] | None:
+    if on_event is None:
+        return None
+    return lambda done, total, message: on_event(
+        Event("progress", "images/data", "data", done=done, total=total, message=message)
+    )
 
 
 def _check_first(asked: Asked, arrays: Mapping[str, Any]) -> None:

@@ -80,9 +80,8 @@ class Status:
         elif event.kind == "progress":
             self.within[event.step] = event.done / max(event.total, 1)
             self.unit = now if event.done == 0 else self.unit or now
-            self.detail = f"{event.step} {event.done:,} of {event.total:,}" + (
-                f", {event.message}" if event.message else ""
-            )
+            whole = f" of {event.total:,}" if event.total else ""
+            self.detail = f"{event.step} {event.done:,}{whole}" + (f", {event.message}" if event.message else "")
         elif event.kind in ("finished", "waited"):
             self.done[event.step] += 1
             self.within.pop(event.step, None)

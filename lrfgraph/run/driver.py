@@ -21,6 +21,7 @@ from lrfgraph.engine.runs import LiveRun
 from lrfgraph.engine.store import CorruptEntry, Store
 from lrfgraph.engine.workers import Workers
 from lrfgraph.errors import CapacityError
+from lrfgraph.images.reading import Reading
 from lrfgraph.options.recipe import Recipe
 from lrfgraph.run.steps import STEPS
 
@@ -177,6 +178,16 @@ class Driver:
         """Say what the run itself is about, see `Event`; a plan has nothing to say."""
         if self.on_event and not self.dry:
             self.on_event(event)
+
+    def reading(self) -> Reading:
+        """Return how images are read: what is known of their files is in the cache, and whoever watches is told."""
+        root = self.store.root
+
+        def tell(done: int, total: int, message: str) -> None:
+            self.tell(Event("progress", "images/data", "data", done=done, total=total, message=message))
+
+        scratch = (lambda: root) if root.is_dir() else None
+        return Reading(root, keep=not self.dry, scratch=scratch, progress=tell)
 
     def discard(self, error: CorruptEntry) -> None:
         """Remove a damaged entry and say so."""

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lrfgraph.errors import CapacityError
+from lrfgraph.images.pictures import DECODED
 from lrfgraph.images.sources import npz_bytes
 from lrfgraph.layers.rows import positions_of
 from lrfgraph.layers.spec import LayerSpec
@@ -39,6 +40,9 @@ START = 600 << 20
 
 ARRAYS, REFERENCES, IMAGES = 128 << 20, 512 << 20, 256 << 20
 """What the process remembers of the store, of layers and of images, at most."""
+
+WRITTEN = 192 << 20
+"""What images take that are written down: a shard as it came, and compressed."""
 
 SPLITS = ("calibration", "repair", "validation", "train", "test")
 
@@ -71,8 +75,8 @@ class Need:
 @dataclass(frozen=True)
 class _Facts:
     """What the needs follow from.  calls : by layer, index of its first.  counts : images by split.  image : bytes
-    of one, as it came.  outputs : numbers the network puts out for one.  source : bytes of all images and targets as
-    they lie in memory, 0 where nobody knows."""
+    of one, as it came.  outputs : numbers the network puts out for one.  source : bytes of what lies in memory
+    of the sources."""
 
     network: Network
     traffic: memory.Traffic
@@ -150,10 +154,11 @@ class _Use:
 
 
 def _data(facts: _Facts) -> _Use:
+    """Images are read when they are written down, shard by shard; what a source has in memory stays there."""
     counts = facts.counts
     kept = facts.image * (max(counts["calibration"], counts["repair"]) + counts["validation"])
-    source = facts.source or kept + facts.image * (counts["train"] + counts["test"])
-    return _Use(2 * source, min(kept + facts.image * counts["calibration"], IMAGES), kept)
+    left = facts.source + min(kept + facts.image * counts["calibration"], IMAGES)
+    return _Use(facts.source + min(3 * kept, WRITTEN), left, kept)
 
 
 def _evaluation(facts: _Facts) -> int:
@@ -197,10 +202,7 @@ def _train(facts: _Facts) -> _Use:
     if not options.enabled:
         return _Use()
     batch = min(options.batch, max(facts.counts["train"], 1))
-    images = facts.image * (facts.counts["train"] + facts.counts["test"])
-    return _Use(
-        12 * facts.model + 2 * batch * facts.traffic.backward + images, images, 4 * options.epochs * facts.model
-    )
+    return _Use(12 * facts.model + 2 * batch * facts.traffic.backward, 0, 4 * options.epochs * facts.model)
 
 
 def _candidates(facts: _Facts) -> _Use:
@@ -260,14 +262,12 @@ def _finish(facts: _Facts) -> _Use:
     if not facts.network.finetunes:
         return _Use(3 * facts.model, 0, written)
     batch = min(options.batch, max(facts.counts["train"], 1))
-    images = facts.image * (facts.counts["train"] + facts.counts["test"])
-    return _Use(8 * facts.model + 2 * batch * facts.traffic.backward + images, images, written)
+    return _Use(8 * facts.model + 2 * batch * facts.traffic.backward, 0, written)
 
 
 def _evaluate(facts: _Facts) -> _Use:
     """Two models are measured side by side."""
-    images = facts.image * (facts.counts["train"] + facts.counts["test"])
-    return _Use(2 * _evaluation(facts) + images, 0, 16 * facts.counts["test"] * facts.outputs)
+    return _Use(2 * _evaluation(facts), 0, 16 * facts.counts["test"] * facts.outputs)
 
 
 NEEDS: dict[str, Callable[[_Facts], _Use]] = {
@@ -308,7 +308,8 @@ def needs_of(driver: Driver, network: Network) -> list[Need]:
         counts = dict.fromkeys(SPLITS, 0) | {name: part["images"] for name, part in entry.data["parts"].items()}
         raws = [info for name, info in entry.manifest["arrays"].items() if name.startswith("calibration/x/")]
         image = sum(np.dtype(info["dtype"]).itemsize * prod(info["shape"][1:]) for info in raws)
-    facts = replace(_facts(network, structure, counts, image), source=_source_bytes(network.recipe.data, driver.base))
+    facts = _facts(network, structure, counts, image)
+    facts = replace(facts, source=_source_bytes(network.recipe.data, driver.base, image * sum(facts.counts.values())))
     there, result = START + 3 * facts.model, []
     for stage, use_of in NEEDS.items():
         use = use_of(facts)
@@ -317,9 +318,15 @@ def needs_of(driver: Driver, network: Network) -> list[Need]:
     return result
 
 
-def _source_bytes(options: DataOptions, base: Path) -> int:
-    """Bytes of the ``.npz`` files that are read; of folders and functions nobody knows before they are."""
-    return sum(npz_bytes(base / name) for name in (options.source, options.val) if name and (base / name).is_file())
+def _source_bytes(options: DataOptions, base: Path, images: int) -> int:
+    """Bytes of images and labels that a process has in memory of its sources; `images` of all images together.
+
+    What a function of the user's returns; of a folder the last that were decoded; of a file what is read as a whole.
+    """
+    total = 0
+    for path in (base / name for name in (options.source, options.val) if name):
+        total += npz_bytes(path) if path.is_file() else min(images, DECODED.limit) if path.is_dir() else images
+    return total
 
 
 def _facts(network: Network, structure: Mapping[str, Any], counts: Mapping[str, int], image: int) -> _Facts:

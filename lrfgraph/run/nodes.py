@@ -77,11 +77,13 @@ def describe_node(
     return Node("model/describe", "describe", params, {}, {"model": model, "architecture": options.architecture})
 
 
-def data_node(source: str, facts: Mapping[str, Any], recipe: Recipe, calibration: int, base: str) -> Node:
+def data_node(
+    source: str, facts: Mapping[str, Any], recipe: Recipe, calibration: int, base: str, cache: str | None = None
+) -> Node:
     """Divide the images; `source` is the digest of their content and the statistics', `facts` the model's shapes
-    and what it proposes for its head."""
+    and what it proposes for its head, `cache` where digests of files are remembered."""
     options = _plain(asdict(recipe.data))
-    locators = {"data": options, "base": base}
+    locators = {"data": options, "base": base, "cache": cache}
     used = {name: options[name] for name in ("scale", "mean", "std", "channels", "image_size")}
     params = {"source": source, **facts, "source_options": used, "calibration": calibration}
     params["repair"] = max(recipe.repair.images, calibration) if recipe.repair.enabled else 0

@@ -98,7 +98,7 @@ def _image_shape(driver: Driver, network: Network) -> tuple[list[int], list[str]
     options, structure = driver.recipe.data, driver.data(network.model)["structure"]
     assumed = [int(n) for n in structure["shapes"][str(structure["inputs"][0])][1:]]
     if options.source is not None and options.image_size is None:
-        arrays = load(options, driver.base, inputs_of(structure)).arrays
+        arrays = load(options, driver.base, inputs_of(structure), driver.reading()).arrays
         shape = next(array.shape[1:] for name, array in arrays.items() if name.startswith("x"))
         return [int(n) for n in shape] + [1] * (len(assumed) - len(shape)), []
     size = list(options.image_size or assumed[:2])
@@ -132,7 +132,7 @@ def divide_images(driver: Driver, compression: Compression) -> Compression:
 
 
 def _divided(driver: Driver, compression: Compression) -> Compression:
-    from lrfgraph.images.sources import source_digest, source_state
+    from lrfgraph.images.sources import source_digest
 
     network, recipe, base = compression.network, driver.recipe, driver.base
     structure = driver.data(network.model)["structure"]
@@ -143,10 +143,9 @@ def _divided(driver: Driver, compression: Compression) -> Compression:
     facts: dict[str, Any] = {"inputs": [[name, list(shape)] for name, shape in inputs_of(structure).items()]}
     facts["output_shape"] = structure["shapes"][str(structure["outputs"][0])][1:]
     facts |= {"proposed": network.head, "activation": network.activation}
-    source = driver.store.remembered(
-        source_state(recipe.data, base), lambda: source_digest(recipe.data, base), keep=not driver.dry
-    )
-    node = nodes.data_node(source, facts, recipe, _calibration_count(network), str(base.resolve()))
+    reading = driver.reading()
+    source, count = source_digest(recipe.data, base, reading), _calibration_count(network)
+    node = nodes.data_node(source, facts, recipe, count, str(base.resolve()), str(reading.cache))
     ref = driver.carry_out("data", [node])[node.name]
     data = driver.data(ref)
     network = replace(network, data=ref, images=data["identities"], locators=node.locators, head=data["head"])

@@ -100,6 +100,12 @@ def test_a_stream_is_read_whole_if_it_ends(monkeypatch: pytest.MonkeyPatch) -> N
         returned(Stream(*X, length=-1), monkeypatch)
 
 
+def test_words_in_a_stream_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for word in (b"cat", np.array(b"cat", object)):
+        with pytest.raises(DataError, match=r"data function mine:data: y_train must hold numbers; received "):
+            returned(Stream((X[0], 1), (X[0], word)), monkeypatch)
+
+
 def test_a_function_is_called_once_until_all_is_forgotten(tmp_path: Path) -> None:
     (tmp_path / "called_once.py").write_text("calls = []\ndef data():\n    calls.append(1)\n    return [len(calls)]\n")
     for _ in range(2):

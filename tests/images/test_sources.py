@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import time
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -13,7 +10,7 @@ from PIL import Image
 
 from lrfgraph.engine.memory import forget
 from lrfgraph.errors import DataError
-from lrfgraph.images.sources import load, source_digest, source_state
+from lrfgraph.images.sources import load, source_digest
 from lrfgraph.options.recipe import DataOptions
 
 RANDOM = np.random.default_rng(0)
@@ -72,7 +69,7 @@ def test_folder_of_class_folders(tmp_path: Path) -> None:
         picture(tmp_path / "pics" / label / "2.PNG", value, size=(16, 16))
     loaded = load(DataOptions(source="pics"), tmp_path, {"": (8, 8, 3)})
     assert loaded.x("train").shape == (4, 8, 8, 3)
-    assert loaded.x("train")[:, 0, 0, 0].tolist() == [200, 200, 10, 10]
+    assert loaded.x("train")[:][:, 0, 0, 0].tolist() == [200, 200, 10, 10]
     assert loaded.y("train").tolist() == [0, 0, 1, 1]
 
 
@@ -113,6 +110,7 @@ def table(): return {"x_train": x, "y_train": y, "x_test": x[:2]}
 def alone(): return x
 def broken(): raise RuntimeError("no disk\\nsecond line")
 def wrong(): return 1, 2, 3
+def words(): return x, np.array(["cat"] * 6)
 """
 
 
@@ -290,6 +288,7 @@ def bad_sources(folder: Path) -> dict[str, tuple[str, str]]:
         "torn image": ("torn", r"1\.png cannot be read"),
         "raises": ("bad_functions:broken", r"bad_functions:broken raised RuntimeError: no disk$"),
         "too few": ("bad_functions:wrong", r"bad_functions:wrong gave 3 values"),
+        "words": ("bad_functions:words", r"y_train must hold numbers; received <U3"),
         "no function": ("bad_functions:absent", r"raised AttributeError"),
         "no module": ("no_such_module_here:f", r"raised ModuleNotFoundError"),
     }
@@ -353,27 +352,6 @@ def test_folder_for_a_model_of_any_size(tmp_path: Path) -> None:
     picture(tmp_path / "pics" / "a.png", 1)
     with pytest.raises(DataError, match="--image-size"):
         load(DataOptions(source="pics"), tmp_path, {"": (None, None, 3)})
-
-
-def test_the_state_of_a_source_changes_with_its_files(tmp_path: Path) -> None:
-    options = save(tmp_path, "a.npz", x=X)
-    assert source_state(options, tmp_path) is None  # written a moment ago: another write could look the same
-
-    def state() -> str | None:
-        with patch("lrfgraph.images.sources.SETTLED", -(10**9)):
-            return source_state(options, tmp_path)
-
-    first = state()
-    assert first is not None
-    assert state() == first
-    content, times = (tmp_path / "a.npz").read_bytes(), (tmp_path / "a.npz").stat()
-    time.sleep(0.05)  # more than a tick of the file system's clock
-    (tmp_path / "a.npz").write_bytes(content[:-1] + b"x")
-    os.utime(tmp_path / "a.npz", ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert state() != first  # the same size and time of change, but not the same moment of writing
-    with patch("lrfgraph.images.sources.SETTLED", -(10**9)):
-        for other in (DataOptions(source="none.npz"), DataOptions(source="module:function"), DataOptions()):
-            assert source_state(other, tmp_path) is None
 
 
 # Validation images of their own -------------------------------------------------------------------------------------

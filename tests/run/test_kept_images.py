@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from lrfgraph.engine.events import Event
 from lrfgraph.engine.memory import forget
 from lrfgraph.engine.nodes import Result, Task
 from lrfgraph.errors import DataError
+from lrfgraph.images.reading import Reading
 from lrfgraph.images.sources import source_digest
 from lrfgraph.options.recipe import DataOptions
 from lrfgraph.run.nodes import data_node
@@ -85,6 +87,16 @@ def test_a_source_that_is_another_than_it_was_is_refused(npz: Path, name: str) -
         images_of(given(result), locators, name)
 
 
+def test_the_same_images_written_anew_are_the_same(npz: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lrfgraph.images.archives.IN_MEMORY", 1)
+    result, locators = divided(npz.parent, "d.npz")
+    entry = given(result)
+    before = images_of(entry, locators, "train")[0][:]
+    time.sleep(0.05)  # more than a tick of the file system's clock
+    np.savez(npz, x_train=X, y_train=Y, x_test=X[:9], y_test=Y[:9])
+    np.testing.assert_array_equal(images_of(entry, locators, "train")[0][:], before)
+
+
 def test_a_source_that_changed_before_it_was_divided_is_refused(npz: Path) -> None:
     recipe = Recipe.from_dict({"data": {"source": "d.npz"}})
     node = data_node(source_digest(recipe.data, npz.parent), FACTS, recipe, 8, str(npz.parent))
@@ -133,8 +145,8 @@ def test_a_file_that_changes_while_it_is_read_is_refused(npz: Path, monkeypatch:
 
     read = sources.read_npz
 
-    def interrupted(path: Path) -> Any:
-        arrays = read(path)
+    def interrupted(path: Path, reading: Reading) -> Any:
+        arrays = read(path, reading)
         np.savez(path, x=X[::-1])
         return arrays
 

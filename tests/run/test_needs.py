@@ -126,12 +126,29 @@ def test_a_run_that_does_not_fit_is_refused_in_one_line(call: Call, tmp_path: Pa
     assert all(need["memory"] > 300_000_000 for need in plan["stages"])
 
 
-def test_what_is_read_of_a_file_is_known_from_its_headers(tmp_path: Path) -> None:
+def test_what_is_read_of_a_file_is_known_from_its_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = {"x": np.zeros((500, 32, 32, 3), np.uint8), "y": np.zeros(500, np.int64)}
     np.savez_compressed(tmp_path / "images.npz", **arrays)
     assert npz_bytes(tmp_path / "images.npz") == sum(array.nbytes for array in arrays.values())
+    monkeypatch.setattr("lrfgraph.images.archives.IN_MEMORY", 100_000)
+    assert npz_bytes(tmp_path / "images.npz") == arrays["y"].nbytes  # images are read by their rows
     (tmp_path / "text.npz").write_text("none")
     assert npz_bytes(tmp_path / "text.npz") == 0
+
+
+def test_more_training_images_need_no_more_memory(known: tuple[Driver, Network], tmp_path: Path) -> None:
+    """Those of a folder, and of a large file; what a function returns is in memory anyway."""
+    driver, network = known
+    count = {"train": 0, "test": 0, "calibration": 400, "repair": 400, "validation": 100}
+    stated = {}
+    for source, images in (("folder", 10**5), ("folder", 10**7), ("module:function", 10**5)):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        recipe = network.recipe.with_option("data.source", source)
+        facts = module._facts(network, driver.data(network.model)["structure"], count | {"train": images}, 10_000)
+        size = module._source_bytes(recipe.data, tmp_path, 10_000 * images)
+        stated[source, images] = [use(replace(facts, source=size)).memory for use in NEEDS.values()]
+    assert stated["folder", 10**5] == stated["folder", 10**7]
+    assert max(stated["folder", 10**7]) < 10**9 < max(stated["module:function", 10**5])
 
 
 def test_what_is_cached_is_never_refused(finished: Finished, call: Call) -> None:

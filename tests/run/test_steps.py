@@ -29,7 +29,11 @@ def entry(data: Mapping[str, Any] | None = None, identity: str = "", **arrays: A
     """A finished result, as a step sees one of its inputs."""
     named = {name.replace("__", "/"): np.asarray(array) for name, array in arrays.items()}
     return SimpleNamespace(
-        identity=identity or str(id(arrays)), data=dict(data or {}), array=named.__getitem__, names=lambda: list(named)
+        identity=identity or str(id(arrays)),
+        data=dict(data or {}),
+        array=named.__getitem__,
+        rows=named.__getitem__,
+        names=lambda: list(named),
     )
 
 

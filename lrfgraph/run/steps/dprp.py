@@ -76,7 +76,9 @@ def _trainer(task: Task) -> Trainer:
     from lrfgraph.run.steps.models import judging_head
 
     entry, data, params = task.inputs["model"], task.inputs["data"], task.params
-    training, validation = (Split(*images_of(data, task.locators, part)) for part in ("train", "validation"))
+    training, validation = (
+        Split(*images_of(data, task.locators, part, task.scratch)) for part in ("train", "validation")
+    )
     options = DprpOptions(enabled=True, **params["options"])
     return Trainer(
         original=to_single_precision(fresh_network_of(entry, task.locators["trust"])),

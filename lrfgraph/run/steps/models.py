@@ -153,7 +153,9 @@ def finetune(task: Task) -> Result:
     forget()  # what candidates were scored with: a course takes long, and needs the memory for itself
     give_back()
     data, student, teacher = (task.inputs[name] for name in ("data", "student", "teacher"))
-    training, validation = (Split(*images_of(data, task.locators, part)) for part in ("train", "validation"))
+    training, validation = (
+        Split(*images_of(data, task.locators, part, task.scratch)) for part in ("train", "validation")
+    )
     network = fresh_network_of(student, task.locators["trust"])
     with single_precision(network):
         tuned, history = finetune(
@@ -186,7 +188,7 @@ def evaluate(task: Task) -> Result:
     from lrfgraph.network.heads import own_targets
 
     head = judging_head(task.params)
-    images, labels = images_of(task.inputs["data"], task.locators, task.params["part"])
+    images, labels = images_of(task.inputs["data"], task.locators, task.params["part"], task.scratch)
     outputs = predict(network_of(task.inputs["model"], task.locators["trust"]), images)
     targets = own_targets(head, images, labels, outputs.shape[1:])
     measures: dict[str, Any] = measure(outputs, targets, head) | overconfidence(outputs, targets, head)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrfgraph.engine.memory import BoundedCache, array_bytes
 from lrfgraph.engine.nodes import Input, Result, Step, Task, digest
+from lrfgraph.engine.rows import Chosen, Rows, Told
 from lrfgraph.errors import DataError
 from lrfgraph.images import preprocessing as images
 from lrfgraph.images import snapshot, sources
 from lrfgraph.images import splits as splitting
+from lrfgraph.images.pictures import Pictures
+from lrfgraph.images.reading import Reading
 from lrfgraph.options.recipe import DataOptions
 from lrfgraph.options.values import names_function
 from lrfgraph.run.steps.common import network_of, save_model
@@ -49,12 +52,14 @@ def describe(task: Task) -> Result:
 def data(task: Task) -> Result:
     """Divide the images and decide the head from their labels; each split is known by what its images say.
 
-    Calibration, repair and validation images are kept as they came: nobody reads them from the source again.
+    Calibration, repair and validation images are kept as they came: nobody reads them from the source again. No more
+    images are read than these, but where the source says nothing of an image without its pixels.
     """
     params, options, base = task.params, _data_options(task.locators), Path(task.locators["base"])
     inputs = {name: tuple(shape) for name, shape in params["inputs"]}
     output_shape = tuple(params["output_shape"])
-    dataset = sources.load(options, base, inputs)
+    reading = _reading(task.locators, task.scratch, task.progress)
+    dataset = sources.load(options, base, inputs, reading)
     if dataset.digest != params["source"]:
         raise DataError(_changed(options))
     splits = splitting.split(dataset, replace(options, calibration=max(params["calibration"], params["repair"])))
@@ -63,11 +68,13 @@ def data(task: Task) -> Result:
     arrays: dict[str, Any] = {}
     identities: dict[str, str] = {}
     parts: dict[str, dict[str, Any]] = {}
-    kept: dict[str, tuple[Any, ...]] = {}
-    for name, part in _parts(splits, params).items():
+    kept: dict[str, tuple[Chosen, ...]] = {}
+    divided = _parts(splits, params)
+    told = _counting(reading, sum(map(len, divided.values())) * len(preprocessings), "images looked at")
+    for name, part in divided.items():
         part.images(dataset, preprocessings)[:1]  # raises where the shapes do not fit
         raws, targets = part.raws(dataset), targets_of(head, part.labels(dataset), output_shape)
-        identities[name] = _identity(name, preprocessings, raws, targets)
+        identities[name] = _identity(name, preprocessings, raws, targets, told)
         parts[name] = {"source": part.source, "images": len(part), "labels": targets is not None}
         if name in snapshot.KEPT:
             kept[name] = raws
@@ -75,10 +82,12 @@ def data(task: Task) -> Result:
             arrays[f"{name}/indices"] = part.indices
         if name == "validation" and targets is not None:
             arrays["validation/y"] = targets
-    sources.release(options, base)
     how, statistics = snapshot.preprocessing_arrays(preprocessings)
-    arrays |= snapshot.kept_arrays(kept) | statistics
+    whole = snapshot.kept_arrays(kept)
+    told = _counting(reading, sum(map(len, whole.values())), "images written")
+    arrays |= {name: Told(array, told) for name, array in whole.items()} | statistics
     result = {
+        "source": dataset.digest,
         "identities": identities,
         "parts": parts,
         "preprocessing": how,
@@ -122,12 +131,35 @@ def _parts(splits: splitting.Splits, params: Mapping[str, Any]) -> dict[str, spl
     return {name: part for name, part in parts.items() if len(part)}
 
 
-def _identity(name: str, preprocessings: Sequence[images.Preprocessing], raws: Sequence[Any], targets: Any) -> str:
+def _counting(reading: Reading, total: int, message: str) -> Callable[[int], None]:
+    """A function that is told of images one after the other, and tells how many there were."""
+    done = 0
+
+    def count(images: int) -> None:
+        nonlocal done
+        done += images
+        reading.tell(done, total, message)
+
+    return count
+
+
+def _identity(
+    name: str,
+    preprocessings: Sequence[images.Preprocessing],
+    raws: Sequence[Chosen],
+    targets: Any,
+    told: Callable[[int], None],
+) -> str:
     """Digest a split: what is done to its images, the images, and the targets that are measured or learned."""
-    content = [_digest_of(how) for how in preprocessings] + [digest(raw) for raw in raws]
+    content = [_digest_of(how) for how in preprocessings] + [_identity_of(raw, told) for raw in raws]
     if targets is not None and name not in ("calibration", "repair"):
         content.append(digest(targets))
     return digest(content)
+
+
+def _identity_of(raw: Chosen, told: Callable[[int], None]) -> str:
+    """What some images are known by: their numbers, but of files what these contain."""
+    return raw.whole.identity(raw.places) if isinstance(raw.whole, Pictures) else digest(Told(raw, told))
 
 
 def targets_of(head: Head, labels: Any, output_shape: tuple[int, ...]) -> Any:
@@ -160,38 +192,51 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
-def images_of(entry: Input, locators: Mapping[str, Any], name: str) -> tuple[images.Images, Any]:
-    """Return one split's images, preprocessed as they are asked for, and its targets (or ``None``).
+def images_of(
+    entry: Input, locators: Mapping[str, Any], name: str, scratch: Callable[[], Path] | None = None
+) -> tuple[images.Images, Any]:
+    """Return one split's images, read and preprocessed as they are asked for, and its targets (or ``None``).
 
     Training and test images are read from the source and must be those that were divided; raises DataError.
+    scratch : gives the folder for what a source has that can only be read from its beginning.
     """
     data = entry.data
-
-    def load() -> tuple[images.Images, Any]:
-        how = snapshot.read_preprocessings(data["preprocessing"], entry.names(), entry.array)
-        if name not in snapshot.KEPT:
-            return _from_source(entry, locators, name, how)
+    key = data["identities"][name], name, data["head"]
+    known: tuple[images.Images, Any] | None = IMAGES.get(key)
+    if known is not None:
+        return known
+    how = snapshot.read_preprocessings(data["preprocessing"], entry.names(), entry.array)
+    if name in snapshot.KEPT:
         targets = entry.array("validation/y") if name == "validation" and data["parts"][name]["labels"] else None
-        return snapshot.kept_images(entry.array, name, how), targets
+        read = snapshot.kept_images(entry.rows, name, how), targets
+    else:
+        read = _from_source(entry, locators, name, how, _reading(locators, scratch))
+    if not any(isinstance(raw, Rows) for raw in read[0].raws):  # else of this very cache, or of files as they are now
+        IMAGES.put(key, read, array_bytes(read))
+    return read
 
-    return IMAGES.get_or_make((data["identities"][name], name, data["head"]), load, array_bytes)
+
+def _reading(
+    locators: Mapping[str, Any],
+    scratch: Callable[[], Path] | None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Reading:
+    cache = locators.get("cache")
+    return Reading(Path(cache) if cache else None, keep=False, scratch=scratch, progress=progress)
 
 
 def _from_source(
-    entry: Input, locators: Mapping[str, Any], name: str, how: tuple[images.Preprocessing, ...]
+    entry: Input, locators: Mapping[str, Any], name: str, how: tuple[images.Preprocessing, ...], reading: Reading
 ) -> tuple[images.Images, Any]:
     from lrfgraph.network.heads import HEADS
 
     data, options = entry.data, _data_options(locators)
     inputs = {own: tuple(shape) for own, shape in data["inputs"]}
-    dataset = sources.load(options, Path(locators["base"]), inputs)
+    dataset = sources.load(options, Path(locators["base"]), inputs, reading)
+    if dataset.digest != data["source"]:
+        raise DataError(_changed(options))
     part = splitting.Part(data["parts"][name]["source"], entry.array(f"{name}/indices"))
-    if not dataset.has(part.source) or len(dataset.x(part.source)) <= part.indices.max():
-        raise DataError(_changed(options))
-    targets = targets_of(HEADS[data["head"]], part.labels(dataset), tuple(data["output_shape"]))
-    if _identity(name, how, part.raws(dataset), targets) != data["identities"][name]:
-        raise DataError(_changed(options))
-    return part.images(dataset, how), targets
+    return part.images(dataset, how), targets_of(HEADS[data["head"]], part.labels(dataset), tuple(data["output_shape"]))
 
 
 def try_preprocessings(model: Input, entry: Input, locators: Mapping[str, Any]) -> dict[str, float]:
@@ -216,5 +261,5 @@ def try_preprocessings(model: Input, entry: Input, locators: Mapping[str, Any]) 
 
 STEPS = (
     Step("describe", 9, describe, decides=True),
-    Step("data", 3, data, decides=True),
+    Step("data", 4, data, decides=True),
 )
