@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
@@ -55,25 +55,26 @@ def _read_in_blocks(path: Path) -> Iterator[bytes]:
             yield piece
 
 
-@dataclass
+@dataclass(frozen=True)
 class Reading:
     """How a source is read.
 
     cache : in which digests of files are remembered, each source's in a file of its own; ``None`` for nowhere.
     keep : remember what is new, best effort.  scratch : gives the folder for what has no place in memory; the system's
     by default.  progress : told how much has been read: done, of how much (0 where nobody knows), what.
+    told : when it last was.
     """
 
     cache: Path | None = None
     keep: bool = True
     scratch: Callable[[], Path] | None = None
     progress: Callable[[int, int, str], None] | None = None
-    told: float = 0.0
+    told: list[float] = field(default_factory=lambda: [0.0], repr=False, compare=False)
 
     def tell(self, done: int, total: int, message: str) -> None:
         """Report progress, now and then."""
-        if self.progress and time.monotonic() - self.told > EVERY:
-            self.told = time.monotonic()
+        if self.progress and time.monotonic() - self.told[0] > EVERY:
+            self.told[0] = time.monotonic()
             self.progress(done, total, message)
 
     def digests(self, root: Path, files: Sequence[str], look: Look | None = None) -> tuple[Digests, Fingerprints]:

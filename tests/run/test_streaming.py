@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -156,8 +157,6 @@ def test_a_damaged_image_is_one_line(folder: Path, call: Call) -> None:
 
 
 def test_a_stream_is_written_down_as_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tensorflow as tf
-
     import lrfgraph
 
     forget()
@@ -170,7 +169,7 @@ def test_a_stream_is_written_down_as_it_comes(tmp_path: Path, monkeypatch: pytes
         nonlocal drawn
         for number in range(COUNT):
             drawn += 1
-            yield np.full((14, 14, 1), number, np.uint8), number % 10
+            yield np.full((14, 14, 1), number, np.uint8), np.int64(number % 10)
 
     def adding(elements: Elements, element: Any) -> None:
         ahead.append(drawn - len(elements))
@@ -179,13 +178,13 @@ def test_a_stream_is_written_down_as_it_comes(tmp_path: Path, monkeypatch: pytes
             assert elements.file._rolled  # into a file
 
     monkeypatch.setattr(Elements, "add", adding)
-    signature = tf.TensorSpec((14, 14, 1), tf.uint8), tf.TensorSpec((), tf.int64)
-    stream = tf.data.Dataset.from_generator(images, output_signature=signature)
+    # as much of a tf.data.Dataset as is asked for; a real one draws ahead as it likes
+    stream = SimpleNamespace(cardinality=lambda: COUNT, as_numpy_iterator=images)
     options = {"scale": "1/255", "data": {"calibration": 50, "validation": 40}, "until": "data", "epochs": 1}
     watch = Watch(monkeypatch)
     options["cache"] = str(tmp_path / "cache")
     first = lrfgraph.compress(MODEL, stream, progress=False, **options)
-    assert max(ahead) < 20  # nobody waits for the end
+    assert set(ahead) == {1}  # nobody waits for the end
     assert not watch.digested  # the file is called after what was digested
     (path,) = (tmp_path / "cache" / "given").iterdir()
     with np.load(path) as written:
