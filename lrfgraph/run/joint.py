@@ -6,11 +6,11 @@ budget ranks no channel again and explores no pruned network anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lrfgraph.engine.events import Event
-from lrfgraph.errors import ConfigurationError
+from lrfgraph.errors import ConfigurationError, ModelError
 from lrfgraph.options.recipe import Recipe
 from lrfgraph.run import nodes
 from lrfgraph.run.driver import Driver
@@ -74,8 +74,8 @@ def best_share(driver: Driver, compression: Compression, factorize: Sequence[Sta
     Within a budget, the best is the nearest to the original on validation images, after repair; within a limit of the
     drop, the smallest.  factorize : the stages that follow pruning, up to the rebuilt and repaired network.
     """
-    recipe, refused = driver.recipe, None
-    trials: list[Trial] = []
+    recipe, trials = driver.recipe, list[Trial]()
+    refused: dict[float, ConfigurationError | ModelError] = {}
     shares = [share for share in SHARES if share > max(_budget(recipe).values(), default=0.0)]
     for share in shares:
         start = _with_share(compression, share)
@@ -86,8 +86,8 @@ def best_share(driver: Driver, compression: Compression, factorize: Sequence[Sta
         _tell(driver, "trial", len(trials) + 1, len(shares), f"{_text(recipe, share)}, then factorizing")
         try:
             trial = _tried(driver, start, share, factorize, nearer)
-        except ConfigurationError as error:  # a group keeps one channel at least, a budget may be out of reach
-            refused = refused or error
+        except (ConfigurationError, ModelError) as error:  # a budget out of reach, no channel that could go
+            refused[share] = error
             continue
         trials.append(trial)
         _tell(driver, "outcome", len(trials), len(shares), f"KL to the original {trial.kl:.4f}, {trial.size:,} left")
@@ -97,9 +97,8 @@ def best_share(driver: Driver, compression: Compression, factorize: Sequence[Sta
     if driver.only:
         return compression
     if not trials:
-        assert refused is not None
-        raise refused
-    return best.start.noted(_account(recipe, trials, best))
+        raise next(iter(refused.values()))
+    return best.start.noted(_account(recipe, trials, refused, best))
 
 
 def _with_share(compression: Compression, share: float) -> Compression:
@@ -157,9 +156,11 @@ def _text(recipe: Recipe, share: float) -> str:
     return f"pruning to {share:.0%} of the {' and '.join(COSTS[cost] for cost in _costs(recipe))}"
 
 
-def _account(recipe: Recipe, trials: Sequence[Trial], best: Trial) -> str:
-    tried = "; ".join(f"{_text(recipe, each.share)}: KL {each.kl:.4f}, {each.size:,} left" for each in trials)
-    return f"nobody said how much is pruned before the factorization; {tried}; {_text(recipe, best.share)} is taken"
+def _account(recipe: Recipe, trials: Sequence[Trial], refused: Mapping[float, Exception], best: Trial) -> str:
+    tried = [f"{_text(recipe, each.share)}: KL {each.kl:.4f}, {each.size:,} left" for each in trials]
+    tried += [f"{_text(recipe, share)}: {error}" for share, error in refused.items()]
+    text = f"{_text(recipe, best.share)} is taken"
+    return "; ".join(["nobody said how much is pruned before the factorization", *tried, text])
 
 
 def _tell(driver: Driver, kind: str, number: int, count: int, message: str) -> None:

@@ -61,7 +61,7 @@ def row_of(name: str, given: argparse.Namespace, options: dict[str, Any]) -> dic
     test, validation = stages[final]["test"], stages[final]["validation"]
     return {
         "tried": account,
-        "pruned_to": None if first is None else round(first / compression.original.parameters, 4),
+        "first": None if first is None else round(first / compression.original.parameters, 4),
         "parameters": round(exported["parameters"] / compression.original.parameters, 4),
         "macs": round(exported["macs"] / compression.original.macs, 4),
         "validation_kl": round(validation["kl"], 5),

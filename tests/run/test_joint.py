@@ -96,7 +96,16 @@ def test_under_a_limit_of_the_drop_the_smallest_is_taken(run: Callable[..., api.
     assert 100 * compression.measured[compression.final]["validation"]["drop"] <= 5.0 + 1e-9
 
 
-def test_a_share_that_cannot_be_is_left_out_and_all_of_them_are_refused(run: Callable[..., api.Compression]) -> None:
+def test_where_no_channel_can_go_nothing_is_pruned_and_the_account_says_why(
+    run: Callable[..., api.Compression],
+) -> None:
+    compression = run(prune={"method": "fbp", "skip": ["*"]}, select=BUDGET)
+    assert compression.pruned is None
+    (account,) = [note for note in compression.notes if note.startswith("nobody said")]
+    assert "no channel of the model can be removed" in account
+
+
+def test_a_budget_out_of_reach_of_every_share_is_refused(run: Callable[..., api.Compression]) -> None:
     with pytest.raises(ConfigurationError, match="the smallest reachable"):
         run(select={"policy": "budget", "params": 0.0005})
 

@@ -154,7 +154,7 @@ def _layer(model: Input, number: int) -> LayerSpec:
 
 
 STEPS = (
-    Step("matricize", 2, matricize),
-    Step("epoch", 2, epoch),
+    Step("matricize", 1, matricize),
+    Step("epoch", 1, epoch),
     Step("absorb", 1, absorb),
 )
