@@ -133,8 +133,9 @@ def _budget(recipe: Recipe) -> dict[str, float]:
 
 
 def _by_size(recipe: Recipe) -> str:
-    """The cost that becomes as small as a limit of the drop lets it, ``""`` where nobody set one."""
-    if "max_drop" not in policy_in_force(recipe.select, images=True).relevant:
+    """The cost that becomes as small as a limit of the drop lets it; ``""`` of other policies, fronts among them."""
+    relevant = policy_in_force(recipe.select, images=True).relevant
+    if "max_drop" not in relevant or "points" in relevant:
         return ""
     return "macs" if recipe.select.cost == "macs" else "params"
 
