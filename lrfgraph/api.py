@@ -28,6 +28,7 @@ from lrfgraph.run import stages
 from lrfgraph.run.dprp import check as check_training
 from lrfgraph.run.driver import Driver, Unplanned
 from lrfgraph.run.forecast import later
+from lrfgraph.run.joint import check_judge
 from lrfgraph.run.needs import Need, needs_of
 from lrfgraph.run.needs import check as check_needs
 from lrfgraph.run.pruning import check as check_pruning
@@ -205,6 +206,8 @@ def check(recipe: Recipe) -> None:
     _check_until(recipe)
     if recipe.prune.method is not None:
         check_pruning(recipe.prune, recipe.data.source is not None)
+        if recipe.prune.searches and not recipe.dprp.enabled:
+            check_judge(recipe)
         if recipe.select.configuration is not None:
             raise ConfigurationError(
                 f"configuration {recipe.select.configuration} is for the network as it is, received prune.method = "

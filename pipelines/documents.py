@@ -176,6 +176,22 @@ def pruning(found: Result) -> str:
     return table(("network", "half of the", "`features`", "`l1`", "`fpgm`", "without refit"), rows)
 
 
+def roads(found: Result) -> str:
+    rows = [
+        [
+            NAMES[name],
+            f"{100 * row['share']:.0f} % of the {'MACs' if row['cost'] == 'macs' else 'parameters'}",
+            row["road"].upper().replace("THEN", "then"),
+            f"{100 * row['first']:.0f} %" if row.get("first") else "",
+            f"{row['lost']:.2f} ± {row['lost_se']:.2f}",
+            f"{row['kl']:.4f}",
+        ]
+        for name, cases in found["networks"].items()
+        for row in cases
+    ]
+    return table(("network", "kept", "road", "pruned first to", "points lost", "KL"), rows)
+
+
 def pruning_agreement(found: Result) -> str:
     rows = found["agreement"].values()
     return (
@@ -214,6 +230,7 @@ BLOCKS: dict[str, Callable[[Result], str]] = {
         memory,
         streams,
         pruning,
+        roads,
         pruning_agreement,
         dprp,
     )

@@ -71,6 +71,8 @@ def _unread(asked: Asked, key: str, policy: Policy) -> Idle | None:
     section, _, name = key.partition(".")
     if section in dprp.UNREAD and asked.recipe.dprp.enabled:
         return Idle(key, "where a network is trained with shrinking ranks", "use run")
+    if section == "record" and asked.recipe.dprp.enabled and not asked.recipe.dprp.weighs:
+        return Idle(key, "where the matrices that are trained are not weighted by what is recorded", "use run")
     if section in pruning.UNREAD and asked.recipe.prune.alone:
         return Idle(key, "where channels are pruned and nothing is factorized", "use run --prune fbp")
     if section != "select" or name in policy.relevant:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -38,19 +39,35 @@ class Unweighting:
     left: Array | None = None
     right: Array | None = None
 
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to undo."""
+        return self.left is None and self.right is None
+
+    def scaled(self, factor: float) -> Unweighting:
+        """Return one that multiplies the product by a factor besides; it has to undo something."""
+        if self.left is None:
+            assert self.right is not None
+            return Unweighting(None, self.right * factor)
+        return Unweighting(self.left * factor, self.right)
+
     def __call__(self, weights: Sequence[Array]) -> tuple[Array, ...]:
         """Return the un-weighted chain, norms balanced again, float32; slices of a chain stay slices."""
-        if self.left is None and self.right is None:
+        if self.idle:
             return tuple(weights)
-        chain: list[Array] = [weight.astype(np.float64) for weight in weights]
-        if self.left is not None:
-            chain[0] = _apply_rows(self.left, chain[0])
-        if self.right is not None:
-            groups, *between, outputs = chain[-1].shape
-            last = chain[-1].reshape(groups, -1, outputs)
-            last = last * self.right[:, None] if self.right.ndim == 2 else last @ self.right
-            chain[-1] = last.reshape(groups, *between, outputs)
+        chain = self.chain([weight.astype(np.float64) for weight in weights])
         return tuple(np.ascontiguousarray(weight, dtype=np.float32) for weight in balance(chain))
+
+    def chain(self, weights: Sequence[Any], xp: Any = np) -> tuple[Any, ...]:
+        """Return the un-weighted chain as it comes.  xp : NumPy or ``keras.ops``, what the weights are arrays of."""
+        first, *between, last = weights
+        if self.left is not None:
+            first = _apply_rows(self.left, first, xp)
+        if self.right is not None:
+            rows = xp.reshape(last, (last.shape[0], -1, last.shape[-1]))
+            rows = rows * self.right[:, None] if self.right.ndim == 2 else xp.matmul(rows, self.right)
+            last = xp.reshape(rows, last.shape)
+        return (first, *between, last)
 
     def to_arrays(self) -> Arrays:
         """Return what `from_arrays` reads."""
@@ -153,11 +170,12 @@ def _channel_moments(layer: LayerSpec, second: Array) -> Array:
     return mean
 
 
-def _apply_rows(left: Array, first: Array) -> Array:
+def _apply_rows(left: Array, first: Any, xp: Any) -> Any:
     """Multiply the first piece from the left, along its inputs or along its whole rows."""
     groups, rows, columns = left.shape
     inputs, rank = first.shape[-2:]
     if rows == inputs:
-        return left.reshape(groups, *(1,) * (first.ndim - 3), rows, columns) @ first[..., :columns, :]
-    flat = first.reshape(groups, -1, rank)
-    return (left @ flat[:, :columns]).reshape(first.shape)
+        beside = left.reshape(groups, *(1,) * (len(first.shape) - 3), rows, columns)
+        return xp.matmul(beside, first[..., :columns, :])
+    flat = xp.reshape(first, (groups, -1, rank))
+    return xp.reshape(xp.matmul(left, flat[:, :columns]), first.shape)

@@ -12,7 +12,7 @@ __all__ = ["ALONE", "SHORT", "UNREAD", "DprpOptions"]
 TRAINING = {"dprp.enabled": True}
 WITH_TEACHER = TRAINING | {"dprp.from_scratch": False}
 
-UNREAD = ("prune", "record", "explore", "similarity", "select", "repair", "finetune")
+UNREAD = ("prune", "explore", "similarity", "select", "repair", "finetune")
 """Sections that are not read where ranks shrink in training: nothing is explored, and nothing is left to retrain."""
 SHORT = ("params", "macs", "epochs", "from_scratch", "matricization", "crop", "flip")
 """Options that have a flag, by this name, where nothing else is done."""
@@ -36,6 +36,13 @@ class DprpOptions(Section):
         TEXT,
         "How a kernel becomes a matrix: kxI by kxO, kxkxI by O, O by kxkxI, or whichever keeps more of it",
         choices=("auto", "spatial", "channel", "paper"),
+    )
+    weighting: str = option(
+        "plain",
+        TEXT,
+        "What the matrix is of: the kernel, or the kernel weighted by what flows in, or by what the network minds, too",
+        choices=("plain", "input", "two_sided"),
+        only_if=WITH_TEACHER,
     )
     spatial: tuple[str, ...] = option((), NAMES, "Layers whose kernel becomes kxI by kxO, as name patterns")
     channel: tuple[str, ...] = option((), NAMES, "Layers whose kernel becomes kxkxI by O, as name patterns")
@@ -80,3 +87,8 @@ class DprpOptions(Section):
     crop: int = option(0, INTEGER, "Pixels that images are shifted by at random", low=0)
     flip: bool = option(False, SWITCH, "Mirror images left to right at random")
     seed: int = option(0, INTEGER, "Seed of fresh weights, of the order of images and of their shifts", low=0)
+
+    @property
+    def weighs(self) -> bool:
+        """Whether matrices are weighted by what is recorded of the network: of fresh weights nothing is worth it."""
+        return self.weighting != "plain" and not self.from_scratch

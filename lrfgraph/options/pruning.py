@@ -64,3 +64,9 @@ class PruneOptions(Section):
     )
     skip: tuple[str, ...] = option((), NAMES, "Layers whose channels all stay, as name patterns")
     alone: bool = option(False, SWITCH, "Finish the pruned network as it is; nothing is factorized")
+
+    @property
+    def searches(self) -> bool:
+        """Whether nobody says how much is pruned before the factorization: what is best is tried."""
+        shares = self.keep, self.params, self.macs
+        return self.method is not None and not self.alone and all(share is None for share in shares)

@@ -18,6 +18,7 @@ from lrfgraph.methods.base import write_rank
 from lrfgraph.options.dprp import DprpOptions
 from lrfgraph.options.recipe import Recipe
 from lrfgraph.run.driver import Driver
+from lrfgraph.run.nodes import curvature_nodes, record_nodes
 from lrfgraph.run.state import Compression, Network
 from lrfgraph.run.steps.dprp import forms_of
 from lrfgraph.selection.problem import CandidateId, Choice, Decision
@@ -29,7 +30,7 @@ MATRICIZATIONS = {"spatial": "svd_spatial", "channel": "svd_channel", "paper": "
 """The method whose two factors a matricization gives; O by kxkxI is the transpose of kxkxI by O, U and V exchanged."""
 
 SCHEDULE = ("enabled", "params", "macs", "epochs", "pace", "cooldown", "learning_rate")
-STRUCTURE = ("matricization", "spatial", "channel", "skip")
+STRUCTURE = ("matricization", "weighting", "spatial", "channel", "skip")
 """Options that say which epochs there are, and what the first begins with: no epoch reads them."""
 
 
@@ -59,7 +60,11 @@ def train(driver: Driver, compression: Compression) -> Compression:
         raise DataError("training needs training images, received none; give some with --data")
     _check_labels(driver, network, options)
     _check_target(network, options, methods)
-    nodes = _nodes(network, options, methods)
+    recorded = _recorded(network, options, methods)
+    refs = driver.carry_out("train", [*recorded.values()])
+    if driver.only in ("record", "curvature"):
+        return compression.noted(*notes)
+    nodes = _nodes(network, options, methods, {name: refs[node.name] for name, node in recorded.items()})
     refs = driver.carry_out("train", nodes)
     compression = compression.noted(*notes, *_hurry(options))
     if driver.only == "matricize" or (driver.only and driver.dry):  # a plan has looked up what it stops after alone
@@ -181,17 +186,33 @@ def _check_target(network: Network, options: DprpOptions, methods: dict[int, lis
 # Nodes --------------------------------------------------------------------------------------------------------------
 
 
-def _nodes(network: Network, options: DprpOptions, methods: dict[int, list[str]]) -> list[Node]:
+def _recorded(network: Network, options: DprpOptions, methods: dict[int, list[str]]) -> dict[str, Node]:
+    """What weights the matrices, by the name it has among the inputs."""
+    layers = {number: network.layers[number] for number in methods} if options.weighs else {}
+    records = record_nodes(network, layers.values())
+    curvatures = curvature_nodes(network, layers.values()) if options.weighting == "two_sided" else {}
+    return {
+        f"{number}/{kind}": by_layer[layer.name]
+        for number, layer in layers.items()
+        for kind, by_layer in (("record", records), ("curvature", curvatures))
+        if layer.name in by_layer
+    }
+
+
+def _nodes(
+    network: Network, options: DprpOptions, methods: dict[int, list[str]], recorded: dict[str, Ref]
+) -> list[Node]:
     layers = [[number, names] for number, names in methods.items()]
     params: dict[str, Any] = {"layers": layers, "scratch": options.from_scratch}
     params["seed"] = options.seed if options.from_scratch else 0
-    start = Node("matricize", "matricize", params, {"model": network.original}, network.locators_with())
+    inputs: dict[str, str | Ref] = {"model": network.original, **recorded}
+    start = Node("matricize", "matricize", params, inputs, network.locators_with())
     read = {name: value for name, value in asdict(options).items() if name not in SCHEDULE + STRUCTURE}
     read = {name: value for name, value in read.items() if value is not None}
     nodes = [start]
     for plan in course(options):
         params = {"plan": plan, "options": read, "by_macs": options.params is None and options.macs is not None}
-        inputs: dict[str, str | Ref] = {"state": nodes[-1].name, "model": network.original}
+        inputs = {"state": nodes[-1].name, "model": network.original}
         inputs["data"] = network.split("train", "validation")
         name = f"{plan['number']}/epoch"
         nodes.append(Node(name, "epoch", params | network.judged_by, inputs, network.locators_with()))

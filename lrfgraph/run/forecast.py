@@ -18,6 +18,9 @@ TRIALS = 8
 WORTH = 0.8
 """Share of the ranks asked for that are candidates: others come to the same rank, or save nothing."""
 
+OTHER_SHARES = 3
+"""Shares that pruning may leave and that are tried beside the best one, about."""
+
 LIGHT = frozenset({"evaluate", "export", "ranks", "rebuild", "select"})
 """Kinds of nodes that take little beside the others, so that not to know them is no harm."""
 
@@ -105,8 +108,24 @@ def _probe(network: Network) -> dict[str, float]:
     return {"probe": network.probes(network.recipe.data.calibration) * len(list(network.factorizable()))}
 
 
+def _train(network: Network) -> dict[str, float]:
+    options, layers = network.recipe.dprp, len(list(network.factorizable()))
+    return {"record": layers * options.weighs, "curvature": layers * options.weighs, "epoch": options.epochs}
+
+
+def _prune(network: Network) -> Mapping[str, float]:
+    """Where several shares are tried, what follows is carried out for each; for the best one it is counted there."""
+    counts: dict[str, float] = {}
+    if network.recipe.prune.searches:
+        for count in (_explore, _candidates, _probe, _select, _rebuild):
+            for kind, number in count(network).items():
+                counts[kind] = counts.get(kind, 0.0) + OTHER_SHARES * number
+    return counts
+
+
 COUNTS: Mapping[str, Callable[[Network], Mapping[str, float]]] = {
-    "train": lambda network: {"epoch": network.recipe.dprp.epochs},
+    "prune": _prune,
+    "train": _train,
     "explore": _explore,
     "candidates": _candidates,
     "probe": _probe,

@@ -30,6 +30,7 @@ from lrfgraph.network.recording import MOST as RECORDED_AT_ONCE
 from lrfgraph.network.repair.fit import images_for, rows_for
 from lrfgraph.options.recipe import DataOptions, Recipe
 from lrfgraph.run.driver import Driver
+from lrfgraph.run.joint import SHARES
 from lrfgraph.run.state import Network, methods_of
 from lrfgraph.selection.recovery import MOST_TRIALS
 
@@ -192,17 +193,26 @@ def _prune(facts: _Facts) -> _Use:
     if not facts.recipe.prune.method:
         return _Use()
     explored = _explore(facts)
+    if facts.recipe.prune.searches:
+        trials = (explored, _candidates(facts), _probe(facts), _select(facts), _repair(facts))
+        explored = replace(explored, disk=len(SHARES) * sum(trial.disk for trial in trials))
     live = min(LIVE_BYTES, 2 * facts.counts["repair"] * facts.traffic.forward)
     return _Use(max(explored.memory, 2 * live), explored.left, explored.disk + 2 * facts.model, explored.scratch)
 
 
 def _train(facts: _Facts) -> _Use:
-    """Two networks, and the trained one's state: its weights, gradients and two moments; written after every epoch."""
+    """Two networks, and the trained one's state: its weights, gradients and two moments; written after every epoch.
+
+    Before that, what weights the matrices is recorded.
+    """
     options = facts.recipe.dprp
     if not options.enabled:
         return _Use()
+    recorded = _explore(facts) if options.weighs else _Use()
     batch = min(options.batch, max(facts.counts["train"], 1))
-    return _Use(12 * facts.model + 2 * batch * facts.traffic.backward, 0, 4 * options.epochs * facts.model)
+    training = 12 * facts.model + 2 * batch * facts.traffic.backward
+    disk = 4 * options.epochs * facts.model + recorded.disk
+    return _Use(max(training, recorded.memory), 0, disk, recorded.scratch)
 
 
 def _candidates(facts: _Facts) -> _Use:

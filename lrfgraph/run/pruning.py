@@ -171,10 +171,11 @@ def _adjust_node(network: Network, pruned: Node, curvatures: Mapping[str, Node])
 
 
 def check(options: PruneOptions, has_images: bool) -> None:
-    """Raise where the recipe does not say how much is to go, or asks for what needs images without any."""
-    if options.keep is None and options.params is None and options.macs is None:
-        shares = "--params or --macs" if options.alone else "prune.params or prune.macs"
-        raise ConfigurationError(f"pruning must be told how much stays, received nothing; give --keep, {shares}")
+    """Raise where channels alone go and nobody says how many, or what needs images is asked for without any."""
+    if options.alone and options.keep is None and options.params is None and options.macs is None:
+        raise ConfigurationError(
+            "pruning must be told how much stays, received nothing; give --keep, --params or --macs"
+        )
     if SCORES[options.score].reads and not has_images:
         raise ConfigurationError(
             f"score {options.score} looks at activations, received no images; give some with --data, or take "

@@ -23,9 +23,9 @@ from lrfgraph.run import nodes, notes
 from lrfgraph.run.choosing import choose, probe
 from lrfgraph.run.dprp import train
 from lrfgraph.run.driver import Driver
-from lrfgraph.run.finishing import finish, nearer, rebuild
+from lrfgraph.run.finishing import finish, rebuild
 from lrfgraph.run.given import given_candidates
-from lrfgraph.run.pruning import go_on, prune
+from lrfgraph.run.joint import best_share, prune_first
 from lrfgraph.run.state import Compression, Exploration, Network, kept_reason
 from lrfgraph.selection.problem import CandidateId
 
@@ -206,12 +206,11 @@ def _at_chance(driver: Driver, network: Network, accuracy: float, chance: float)
 
 
 def remove_channels(driver: Driver, compression: Compression) -> Compression:
-    """Prune the network; what follows factorizes the pruned one, repaired or not, whichever is nearer."""
-    compression = prune(driver, compression)
-    if driver.recipe.prune.alone or driver.only:
-        return compression
-    final, why = nearer(driver, compression, "pruned")
-    return go_on(driver, compression.noted(*why), compression.models[final])
+    """Prune the network, as much as is asked for or as turns out best; what follows factorizes the pruned one."""
+    if driver.recipe.prune.searches:
+        stages = explore, score_candidates, probe, choose, rebuild
+        return best_share(driver, compression, stages)
+    return prune_first(driver, compression)
 
 
 # Candidates ---------------------------------------------------------------------------------------------------------
@@ -305,7 +304,7 @@ STAGES = (
     Stage("data", ("data",), divide_images),
     Stage("baseline", (), measure_original),
     Stage("prune", PRUNING, remove_channels),
-    Stage("train", ("matricize", "epoch", "absorb"), train),
+    Stage("train", ("record", "curvature", "matricize", "epoch", "absorb"), train),
     Stage("explore", ("record", "curvature", "decompose", "ranks"), explore),
     Stage("candidates", ("factorize", "score", "noise"), score_candidates),
     Stage("probe", ("probe",), probe),

@@ -2,25 +2,19 @@
 
     python pipelines/benchmarks/roads.py --models MODELS --data DATA --cache CACHE --out roads.json
 
-``--shares`` are of the parameters, or of the MACs, of the original. Pruned first, a network keeps each of
-`first_shares` of them and is factorized to the share that is asked for, which stays one of the original. Of these rows
-the nearest to the original on validation images (KL) is taken; all are written.
+``--shares`` are of the parameters, or of the MACs, of the original.  How much is pruned before the factorization is
+what a run comes to where nobody says it: several shares are tried, none among them, and the nearest to the original on
+validation images (KL) is taken; ``tried`` is its account.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 from typing import Any
 
 from networks import arguments, model_path, print_table, recipe_of, write
 
 NETWORKS = ["cnn_gtsrb", "vgg_bn_cifar10", "resnet20_cifar10", "resnet56_cifar10"]
-
-
-def first_shares(share: float) -> tuple[float, ...]:
-    """Return what pruning may leave before factorization: little less than all, and half of the way."""
-    return 0.95, 0.85, math.sqrt(share)
 
 
 def main() -> None:
@@ -42,17 +36,13 @@ def main() -> None:
 
 def measured(name: str, given: argparse.Namespace, cost: str, share: float) -> list[dict[str, Any]]:
     """Return a row for each road at one share."""
-    together = []
-    for first in first_shares(share):
-        options = {"prune__method": "fbp", f"prune__{cost}": first, f"select__{cost}": share}
-        together.append(row_of(name, given, {**options, "select__policy": "budget"}) | {"first": first})
-    best = min(together, key=lambda row: row["validation_kl"])
+    budget = {f"select__{cost}": share, "select__policy": "budget"}
     roads = {
-        "fbp": row_of(name, given, {"prune__method": "fbp", "prune__alone": True, f"prune__{cost}": share}),
-        "lrf": row_of(name, given, {f"select__{cost}": share, "select__policy": "budget"}),
-        "fbp then lrf": best | {"tried": together},
+        "fbp": {"prune__method": "fbp", "prune__alone": True, f"prune__{cost}": share},
+        "lrf": budget,
+        "fbp then lrf": {"prune__method": "fbp", **budget},
     }
-    return [{"cost": cost, "share": share, "road": road, **row} for road, row in roads.items()]
+    return [{"cost": cost, "share": share, "road": road, **row_of(name, given, asked)} for road, asked in roads.items()]
 
 
 def row_of(name: str, given: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
@@ -62,12 +52,16 @@ def row_of(name: str, given: argparse.Namespace, options: dict[str, Any]) -> dic
     asked = {key: str(value).lower() for key, value in options.items()} | {"finetune__epochs": str(given.epochs)}
     compression = api.compress(model_path(name, given), recipe_of(name, given, **asked))
     driver, stages = compression.driver, dict(compression.measured)
+    account = [note for note in compression.notes if note.startswith("nobody said how much is pruned")]
+    first = driver.data(compression.pruned)["parameters"] if compression.pruned is not None else None
     assert compression.exported is not None
     exported, finetuned = driver.data(compression.exported), stages.pop("finetuned", None)
     # the stage that was gone on from, with the measure before fine-tuning
     final = compression.final if compression.final in stages else list(stages)[-1]
     test, validation = stages[final]["test"], stages[final]["validation"]
     return {
+        "tried": account,
+        "first": None if first is None else round(first / compression.original.parameters, 4),
         "parameters": round(exported["parameters"] / compression.original.parameters, 4),
         "macs": round(exported["macs"] / compression.original.macs, 4),
         "validation_kl": round(validation["kl"], 5),

@@ -86,6 +86,12 @@ def correlated_moments(spec: LayerSpec, seed: int = 1, samples: int = 0) -> Arra
     return moments
 
 
+def random_outputs(spec: LayerSpec) -> Array:
+    """Return H, of outputs that the network minds unequally."""
+    root = np.random.default_rng(5).normal(size=(spec.groups, spec.outputs, spec.outputs))
+    return root @ root.swapaxes(1, 2)
+
+
 def output_error(spec: LayerSpec, kernel: Array, approximation: Array, moments: Array) -> float:
     """Return tr((Ŵ−W)ᵀ G (Ŵ−W))."""
     difference = spec.matrix(approximation.astype(np.float64) - kernel)

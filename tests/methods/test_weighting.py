@@ -10,7 +10,17 @@ from lrfgraph.layers.spec import Array, LayerSpec
 from lrfgraph.methods import METHODS
 from lrfgraph.methods.base import Method, Rank
 from lrfgraph.methods.weighting import Unweighting, weigh
-from tests.methods.examples import NAMES, PAIRS, SHARES, correlated_moments, fit, layer, output_error, random_kernel
+from tests.methods.examples import (
+    NAMES,
+    PAIRS,
+    SHARES,
+    correlated_moments,
+    fit,
+    layer,
+    output_error,
+    random_kernel,
+    random_outputs,
+)
 
 pairs = pytest.mark.parametrize(("method", "spec"), PAIRS, ids=NAMES)
 
@@ -28,11 +38,6 @@ def aware(
 def middle_rank(method: Method, spec: LayerSpec) -> Rank:
     ranks = method.ranks(spec, method.prepare(spec, random_kernel(spec)), SHARES)
     return ranks[len(ranks) // 2] if ranks else method.full_rank(spec) or (1,)
-
-
-def random_outputs(spec: LayerSpec) -> Array:
-    root = np.random.default_rng(5).normal(size=(spec.groups, spec.outputs, spec.outputs))
-    return root @ root.swapaxes(1, 2)
 
 
 @pairs

@@ -7,12 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lrfgraph.layers.pieces import compose
 from lrfgraph.methods import METHODS
+from lrfgraph.methods.weighting import Unweighting
 from lrfgraph.network.describing import describe
 from lrfgraph.network.operations import kernel_variable, layer_at
 from lrfgraph.network.shrinking.factors import absorbed, decompose, keep, kernels, native, orthogonality_step, rank_loss
 from lrfgraph.network.shrinking.student import Student, fresh, others_of, values_of
 from lrfgraph.selection.shrinking import Form
+from tests.methods.examples import correlated_moments, output_error, random_kernel, random_outputs
+from tests.methods.examples import layer as example
 from tests.network import models
 
 SHRINKING = ("svd_spatial", "svd_channel", "svd")
@@ -26,47 +30,56 @@ CASES = [
 ]
 
 
-def forms_of(model: Any, method: str, dense: bool) -> tuple[list[Form], list[Any]]:
+def forms_of(
+    model: Any, method: str, dense: bool, weighted: bool = False
+) -> tuple[list[Form], list[Any], list[Unweighting]]:
     """Every layer that a method gives several ranks, at full rank."""
-    forms, values = [], []
+    forms, values, undone = [], [], []
     for layer in describe(model).layers:
         full = METHODS[method].full_rank(layer) if layer.kind and not METHODS[method].reason(layer) else None
         if layer.kept or full is None or full[0] < 2:
             continue
         kernel = np.asarray(kernel_variable(layer_at(model, layer.name)))
-        _, triple = decompose(layer, (method,), layer.family.order.canonical(kernel, layer.groups))
+        canonical = layer.family.order.canonical(kernel, layer.groups)
+        seen = (correlated_moments(layer), random_outputs(layer)) if weighted else ()
+        _, triple, undo = decompose(layer, (method,), canonical, *seen)
+        assert undo.idle != weighted
+        assert weighted <= np.isclose(np.linalg.norm(triple[1]), np.linalg.norm(canonical), rtol=1e-4)
         forms.append(Form(layer, method, triple[1].shape[1], dense))
         values += triple
-    return forms, values
+        undone.append(undo)
+    return forms, values, undone
 
 
-def filled(model: Any, forms: list[Form], values: list[Any], made: Any) -> Any:
+def filled(model: Any, forms: list[Form], values: list[Any], undone: list[Unweighting], made: Any) -> Any:
     student = Student(model, forms)
     student.assign(others_of(model, forms))
     parts = iter(values)
-    for form, layers in zip(forms, student.kernels, strict=True):
-        for layer, kernel in zip(layers, made(form, next(parts), next(parts), next(parts)), strict=True):
+    for form, undo, layers in zip(forms, undone, student.kernels, strict=True):
+        for layer, kernel in zip(layers, made(form, next(parts), next(parts), next(parts), undo=undo), strict=True):
             kernel_variable(layer).assign(native(layer, np.reshape(kernel, kernel.shape)))
     return student.finish()
 
 
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 @pytest.mark.parametrize(("name", "method", "dense"), CASES)
-def test_all_ranks_are_the_layer(name: str, method: str, dense: bool) -> None:
+def test_all_ranks_are_the_layer(name: str, method: str, dense: bool, weighted: bool) -> None:
     model = MODELS[name]()
-    forms, values = forms_of(model, method, dense)
+    forms, values, undone = forms_of(model, method, dense, weighted)
     if not forms:
         return
     x = models.inputs_for(model)
     expected = models.outputs_of(model, x)[0]
     for made in (absorbed, of_tensors):
-        received = models.outputs_of(filled(model, forms, values, made), x)[0]
-        np.testing.assert_allclose(received, expected, atol=2e-5 * np.abs(expected).max())
+        received = models.outputs_of(filled(model, forms, values, undone, made), x)[0]
+        np.testing.assert_allclose(received, expected, atol=(2e-3 if weighted else 2e-5) * np.abs(expected).max())
 
 
-def of_tensors(form: Form, *triple: Any) -> list[Any]:
+def of_tensors(form: Form, *triple: Any, undo: Unweighting) -> list[Any]:
     import keras
 
-    made = [np.asarray(kernel) for kernel in kernels(form, *map(keras.ops.convert_to_tensor, triple), keras.ops)]
+    tensors = map(keras.ops.convert_to_tensor, triple)
+    made = [np.asarray(kernel) for kernel in kernels(form, *tensors, keras.ops, undo)]
     return [made[0].reshape(form.layer.kernel)] if form.dense else made
 
 
@@ -77,7 +90,7 @@ def test_every_method_meets_a_layer() -> None:
 
 def test_absorbed_factors_are_balanced_and_signs_stay() -> None:
     model = MODELS["conv2d"]()
-    (form,), (left, scale, right) = forms_of(model, "svd_spatial", False)
+    (form,), (left, scale, right), _ = forms_of(model, "svd_spatial", False)
     scale = scale * np.where(np.arange(scale.shape[1]) % 2, -1, 1)
     first, last = absorbed(form, left, scale, right)
     np.testing.assert_allclose(
@@ -87,10 +100,24 @@ def test_absorbed_factors_are_balanced_and_signs_stay() -> None:
     np.testing.assert_allclose(first @ last, whole[0] @ whole[1], atol=1e-6)
 
 
+@pytest.mark.parametrize("method", SHRINKING)
+def test_of_a_weighted_matrix_the_ranks_that_matter_to_the_outputs_stay(method: str) -> None:
+    layer = example("dense", (1, 48, 30)) if method == "svd" else example("conv2d", (1, 3, 3, 12, 16))
+    kernel, moments = random_kernel(layer), correlated_moments(layer)
+    errors = []
+    for seen in ((), (moments,)):
+        _, triple, undo = decompose(layer, (method,), kernel, *seen)
+        left, scale, right = (keep(each, np.arange(2)[None]) for each in (triple[0], triple[1][:, None], triple[2]))
+        form = Form(layer, method, 2, dense=False)
+        first, last = absorbed(form, left, scale[:, 0], right, undo)
+        errors.append(output_error(layer, kernel, compose(METHODS[method].pieces(layer, (2,)), (first, last)), moments))
+    assert errors[1] < 0.9 * errors[0]
+
+
 def test_a_matrix_without_full_rank_begins_at_its_own() -> None:
     layer = describe(MODELS["dense"]()).layers[-1]
     kernel = np.outer(np.arange(1.0, 7.0), np.arange(1.0, 5.0))[None].astype(np.float32)
-    _, (left, scale, right) = decompose(layer, ("svd",), kernel)
+    _, (left, scale, right), _ = decompose(layer, ("svd",), kernel)
     assert left.shape == (1, 6, 1)
     np.testing.assert_allclose((left * scale[:, None]) @ np.swapaxes(right, 1, 2), kernel, rtol=1e-5)
 

@@ -65,8 +65,8 @@ def results() -> dict[str, dict[str, Any]]:
         pruned = Recipe.from_dict({**RECIPE, "prune": {"keep": 0.5}, "select": {}, "explore": {}})
         for kind in ("prune", "adjust"):
             prune(DATA / "tiny_cnn.keras", pruned.with_option("run.cache", folder).with_option("run.until", kind))
-        sections = {"data": RECIPE["data"], "dprp": {"params": 0.6, "epochs": 3, "batch": 40, "labels": False}}
-        trained = Recipe.from_dict(sections).with_option("run.cache", folder)
+        shrinking = {"params": 0.6, "epochs": 3, "batch": 40, "labels": False, "weighting": "plain"}
+        trained = Recipe.from_dict({"data": RECIPE["data"], "dprp": shrinking}).with_option("run.cache", folder)
         train(DATA / "tiny_cnn.keras", trained.with_option("run.until", "absorb"))
         store = Store(Path(folder))
         by_kind: dict[str, dict[str, Any]] = {kind: {} for kind in ORDER}

@@ -51,6 +51,9 @@ def test_every_stage_states_its_need() -> None:
 BUDGET = {"select__policy": "budget", "select__params": 0.5}
 
 
+PLAIN = {"dprp__enabled": True, "dprp__weighting": "plain"}
+
+
 @pytest.mark.parametrize(
     ("stage", "fewer", "more"),
     [
@@ -58,7 +61,8 @@ BUDGET = {"select__policy": "budget", "select__params": 0.5}
         ("probe", {**BUDGET}, {**BUDGET, "select__probes": 2}),
         ("prune", {}, {"prune__method": "fbp", "prune__keep": 0.5}),
         ("train", {}, {"dprp__enabled": True}),
-        ("train", {"dprp__enabled": True, "dprp__batch": 16}, {"dprp__enabled": True}),
+        ("train", {**PLAIN, "dprp__batch": 16}, PLAIN),
+        ("train", PLAIN, {"dprp__enabled": True}),  # what weights the matrices is recorded first
         ("rebuild", {"repair__rows": 16}, {}),
         ("rebuild", {"repair__enabled": False}, {}),
         ("finish", {"finetune__batch": 16}, {}),

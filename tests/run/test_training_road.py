@@ -137,6 +137,7 @@ RERUNS = [
     ({"rule": "energy"}, 4),
     ({"tolerance": 0.02}, 4),
     ({"matricization": "channel"}, 4),
+    ({"weighting": "input"}, 4),
     ({"learning_rate": 1e-4}, 4),
     ({"spatial": ["conv2"]}, 4),
     ({"skip": ["conv2"]}, 4),
@@ -149,7 +150,7 @@ def test_what_runs_again_after_a_change(change: dict[str, Any], expected: int, t
     sections = {**SMALL, "dprp": {**SMALL["dprp"], **change, "enabled": True}, "run": {"cache": str(cache)}}
     driver, _ = api.plan(MODEL, Recipe.from_dict(sections).with_option("run.until", "absorb"))
     assert driver.run["epoch"] == expected
-    assert driver.run["matricize"] == (set(change) & {"matricization", "spatial", "skip"} != set())
+    assert driver.run["matricize"] == (set(change) & {"matricization", "weighting", "spatial", "skip"} != set())
 
 
 # Losses -------------------------------------------------------------------------------------------------------------
@@ -202,13 +203,22 @@ def test_every_option_that_is_listed_is_read() -> None:
     assert {f"dprp.{name}" for name in named} == {key for key in OPTIONS if key.startswith("dprp.")}
 
 
-@pytest.mark.parametrize("kind", ["matricize", "epoch", "absorb"])
+def test_what_weights_the_matrices_is_recorded_and_nothing_else(trained: Train, tmp_path: Path) -> None:
+    recorded = {"plain": set(), "input": {"record"}, "two_sided": {"record", "curvature"}}
+    for weighting, kinds in recorded.items():
+        driver = trained(until="matricize", place=tmp_path / weighting, weighting=weighting).driver
+        assert driver.run.keys() - {"describe", "data", "evaluate"} == kinds | {"matricize"}
+    fresh = trained(until="matricize", place=tmp_path / "fresh", from_scratch=True)
+    assert not fresh.driver.run.keys() & {"record", "curvature"}
+
+
+@pytest.mark.parametrize("kind", ["record", "matricize", "epoch", "absorb"])
 def test_it_stops_after_a_kind(kind: str, trained: Train) -> None:
     compression = trained(until=kind)
     assert compression.stopped
     assert compression.exported is None
     assert kind in compression.driver.run | compression.driver.reused
-    assert (compression.shrinking is None) == (kind == "matricize")
+    assert (compression.shrinking is None) == (kind in ("record", "matricize"))
 
 
 # The command line ---------------------------------------------------------------------------------------------------
@@ -261,6 +271,7 @@ def test_the_command_writes_a_smaller_model_and_its_log(call: Call, cache: Path,
         ((*COMMON, "--from-scratch", "--set", "dprp.batchnorm=fixed"), "statistics that fresh weights do not have"),
         ((*COMMON, "--policy", "budget"), "no such option: --policy"),
         ((*COMMON, "--set", "finetune.epochs=3"), "where a network is trained with shrinking ranks"),
+        ((*COMMON, "--set", "dprp.weighting=plain", "--set", "record.seed=1"), "not weighted by what is recorded"),
         ((*COMMON, "--crop", "30"), "[dprp] crop 30 is too large"),
         ((*COMMON, "--until", "select"), "this run has no nodes of kind select to stop after; it has describe, data,"),
         ((*COMMON, "--until", "finetune"), "this run has no nodes of kind finetune"),

@@ -14,6 +14,7 @@ import numpy as np
 from lrfgraph.errors import ModelError
 from lrfgraph.layers.pieces import layer_cost
 from lrfgraph.layers.spec import Array
+from lrfgraph.methods.weighting import Unweighting
 from lrfgraph.network.batches import Batches, Split
 from lrfgraph.network.evaluating import compiled_forward, measure, predict
 from lrfgraph.network.graph import input_structure
@@ -34,7 +35,8 @@ class State:
 
     forms : of the layers that shrink.  values : U, s, V of one after the other.  momentum, velocity : of the same, and
     of all other variables that learn, none at the beginning.  others : every other variable.  steps : of the optimizer.
-    weight : of the rank-reduction loss, ``None`` at the beginning.
+    weight : of the rank-reduction loss, ``None`` at the beginning.  undo : how to take the weighting out of each
+    form's matrix; no epoch changes it, and none where matrices are those of the kernels themselves.
     """
 
     forms: list[Form]
@@ -44,19 +46,27 @@ class State:
     others: list[Array]
     steps: int = 0
     weight: float | None = None
+    undo: list[Unweighting] = field(default_factory=list)
 
     LISTS: ClassVar = ("values", "momentum", "velocity", "others")
 
     def arrays(self) -> dict[str, Array]:
         """Return all arrays by name."""
-        return {f"{name}/{index}": a for name in self.LISTS for index, a in enumerate(getattr(self, name))}
+        arrays = {f"{name}/{index}": a for name in self.LISTS for index, a in enumerate(getattr(self, name))}
+        for index, undo in enumerate(self.undo):
+            arrays |= {f"undo/{index}/{side}": array.astype(np.float32) for side, array in undo.to_arrays().items()}
+        return arrays
 
     @classmethod
     def of_arrays(cls, forms: list[Form], arrays: Mapping[str, Array], steps: int, weight: float | None) -> State:
         """Return the state that `arrays` made, read again."""
         counts = Counter(name.partition("/")[0] for name in arrays)
         lists = {name: [arrays[f"{name}/{i}"] for i in range(counts[name])] for name in cls.LISTS}
-        return cls(forms=forms, steps=steps, weight=weight, **lists)
+        undo = [
+            Unweighting(arrays.get(f"undo/{index}/left"), arrays.get(f"undo/{index}/right"))
+            for index in range(len(forms))
+        ]
+        return cls(forms=forms, steps=steps, weight=weight, undo=undo, **lists)
 
 
 @dataclass
@@ -121,9 +131,10 @@ class Trainer:
         import keras
 
         assert self.student is not None
-        made = []
-        for form, layers, triple in zip(self.state.forms, self.student.kernels, self._triples(values), strict=True):
-            canonical = algebra.kernels(form, *triple, keras.ops)
+        made, state = [], self.state
+        each = zip(state.forms, state.undo, self.student.kernels, self._triples(values), strict=True)
+        for form, undo, layers, triple in each:
+            canonical = algebra.kernels(form, *triple, keras.ops, undo)
             if form.dense:
                 canonical = (keras.ops.reshape(canonical[0], form.layer.kernel),)
             made += [algebra.native(layer, kernel) for layer, kernel in zip(layers, canonical, strict=True)]

@@ -17,7 +17,9 @@ from lrfgraph.methods import METHODS
 from lrfgraph.methods.base import parse_rank, write_rank
 from lrfgraph.run.steps.common import layer_of
 
-__all__ = ["STEPS", "decompose", "enumerate_names", "factorize", "factors_of", "noise", "ranks", "score"]
+__all__ = [
+    "STEPS", "decompose", "enumerate_names", "factorize", "factors_of", "noise", "ranks", "recorded_moments", "score",
+]  # fmt: skip
 
 REFERENCES = BoundedCache(512 << 20, keep_last=True)
 
@@ -27,7 +29,7 @@ def decompose(task: Task) -> Result:
 
     method, layer = METHODS[task.params["method"]], layer_of(task.params)
     kernel = task.inputs["weights"].array("kernel").astype(np.float64)
-    moments = _moments(task.inputs.get("record"), layer)
+    moments = recorded_moments(task.inputs.get("record"), layer)
     output = _output_weight(task, layer)
     weighted, undo = weigh(method, layer, kernel, moments, output)
     prepared = method.prepare(layer, weighted)
@@ -44,7 +46,7 @@ def _output_weight(task: Task, layer: LayerSpec) -> Array | None:
     return weights.array("scale").astype(np.float64).reshape(layer.groups, layer.outputs)
 
 
-def _moments(record: Input | None, layer: LayerSpec) -> Moments | None:
+def recorded_moments(record: Input | None, layer: LayerSpec) -> Moments | None:
     """Return the recorded moments, or the rows where there are fewer than they are wide: nothing was summed then.
 
     Where an image gives one row, such few say little of pairs of inputs, and are shrunk accordingly.
@@ -178,7 +180,7 @@ class _LayerReference:
 
         self.scale = row("scale", 1.0)
         shift = row("shift", 0.0) if "shift" in stored else row("bias", 0.0)
-        moments = _moments(record, layer)
+        moments = recorded_moments(record, layer)
         self.linear = Reference.of(self.kernel * self.scale, shift, NoMoments() if moments is None else moments)
         self.shift = shift
         if record is not None and task.params["tap"] == "activation":

@@ -12,10 +12,12 @@ import numpy as np
 from lrfgraph.engine.memory import BoundedCache, forget, give_back
 from lrfgraph.engine.nodes import Input, Result, Step, Task, digest
 from lrfgraph.layers.spec import Array, LayerSpec
+from lrfgraph.run.steps.candidates import recorded_moments
 from lrfgraph.run.steps.common import fresh_network_of, network_of, save_model
 from lrfgraph.run.steps.sources import images_of
 
 if TYPE_CHECKING:
+    from lrfgraph.methods.weighting import Unweighting
     from lrfgraph.network.shrinking.trainer import State, Trainer
     from lrfgraph.selection.shrinking import Form
 
@@ -28,7 +30,7 @@ STATE = "state.npz"
 
 
 def matricize(task: Task) -> Result:
-    """Write every kernel as U·diag(s)·Vᵀ, of the trained weights or of fresh ones."""
+    """Write every kernel as U·diag(s)·Vᵀ, of the trained weights or of fresh ones, weighted by what is recorded."""
     from lrfgraph.network.operations import kernel_variable, layer_at
     from lrfgraph.network.precision import to_single_precision
     from lrfgraph.network.shrinking.factors import decompose
@@ -42,13 +44,19 @@ def matricize(task: Task) -> Result:
         model = fresh(model, task.params["seed"])
     forms: list[Form] = []
     factors: list[Array] = []
+    undone: list[Unweighting] = []
     for number, methods in task.params["layers"]:
         layer = _layer(entry, number)
         kernel = np.asarray(kernel_variable(layer_at(model, layer.name)), np.float32)
-        method, triple = decompose(layer, tuple(methods), layer.family.order.canonical(kernel, layer.groups))
+        record, curvature = (task.inputs.get(f"{number}/{kind}") for kind in ("record", "curvature"))
+        moments = recorded_moments(record, layer)
+        output = None if curvature is None else curvature.array("curvature")
+        canonical = layer.family.order.canonical(kernel, layer.groups)
+        method, triple, undo = decompose(layer, tuple(methods), canonical, moments, output)
         forms.append(Form(layer, method, triple[1].shape[1]))
         factors += triple
-    state = State(forms, factors, [], [], others_of(model, forms))
+        undone.append(undo)
+    state = State(forms, factors, [], [], others_of(model, forms), undo=undone)
     return _result(task, state, [number for number, _ in task.params["layers"]], {})
 
 
@@ -105,8 +113,8 @@ def absorb(task: Task) -> Result:
     student = Student(network_of(entry, task.locators["trust"]), state.forms)
     student.assign(state.others)
     values = iter(state.values)
-    for form, layers in zip(state.forms, student.kernels, strict=True):
-        for layer, kernel in zip(layers, absorbed(form, next(values), next(values), next(values)), strict=True):
+    for form, undo, layers in zip(state.forms, state.undo, student.kernels, strict=True):
+        for layer, kernel in zip(layers, absorbed(form, next(values), next(values), next(values), undo), strict=True):
             kernel_variable(layer).assign(native(layer, kernel))
     size = entry.data["image_shape"]
     return Result({"image_shape": size}, files={"model.keras": save_model(student.finish(), task.scratch())})
