@@ -153,6 +153,9 @@ class Step:
     decides: bool = False
     small: Callable[[Node], Hashable | None] | None = None
 
+    def __dask_tokenize__(self) -> tuple[str, int]:
+        return self.name, self.version
+
     def shared(self, node: Node) -> Hashable | None:
         """Return what nodes have in common that share a task as small ones, ``None`` for one that shares none."""
         return self.small(node) if self.small is not None else None

@@ -36,8 +36,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="result file, JSON")
     parser.add_argument("--cache", type=Path, required=True, help="folder for models, images and caches")
-    names = [f"{name}/{images}" for name, images in ROWS]
-    parser.add_argument("--rows", nargs="+", default=names, metavar="NETWORK/IMAGES")
+    names = [f"{name}:{images}" for name, images in ROWS]
+    parser.add_argument("--rows", nargs="+", default=names, metavar="NETWORK:IMAGES")
     parser.add_argument("--images", type=Path, help="a .npz file of images of this size")
     parser.add_argument("--params", type=float, default=0.6)
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="any recipe option")
@@ -49,7 +49,7 @@ def main() -> None:
         return
     result: dict[str, Any] = {"networks": json.loads(given.out.read_text())["networks"] if given.out.exists() else {}}
     for row in given.rows:
-        name, _, images = row.partition("/")
+        name, _, images = row.partition(":")
         result["networks"][row] = alone(name, int(images), given)
         result["load"] = os.getloadavg()
         write(given.out, result)
