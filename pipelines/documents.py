@@ -155,11 +155,11 @@ def planning(found: Result) -> str:
 
 def parallel(found: Result) -> str:
     rows = [
-        [NAMES[name], way, f"{row['seconds']:.0f}", f"{row['against_first']:.2f}"]
+        [NAMES[name], way, f"{row['seconds']:.0f}", f"{row['processor_seconds']:.0f}", f"{row['against_first']:.2f}"]
         for name, ways in found["networks"].items()
         for way, row in ways.items()
     ]
-    return table(("network", "on two cores", "seconds to the choice", "times as fast"), rows)
+    return table(("network", "with", "seconds to the choice", "processor seconds", "times as fast"), rows)
 
 
 def pruning(found: Result) -> str:

@@ -22,6 +22,9 @@ class WorkerContext:
     def __init__(self, store: Store, topic: str, versions: Mapping[str, str]) -> None:
         self.store, self.topic, self.versions = store, topic, versions
 
+    def __dask_tokenize__(self) -> str:
+        return self.topic
+
     def emit(self, event: Event) -> None:
         if event.kind in ("finished", "waited"):
             return  # the outcome brings it

@@ -144,7 +144,7 @@ def graph_of(missing: Sequence[Resolved], steps: Mapping[str, Step]) -> Graph:
         depth[node.name] = 1 + max((depth[above] for above in resolved.above if above in by_name), default=0)
         if resolved.key not in keys:
             step = steps[node.step]
-            shared = True if step.together else step.shared(node)
+            shared = step.shared(node) if step.small else (step.together is not None) or None
             job = (f"{node.step}-{token}", node.name)
             if shared is not None:  # a job is called after its first node
                 job = jobs_at.setdefault((node.step, depth[node.name], shared), job)

@@ -143,11 +143,12 @@ class Step:
     """One entry of the step table.
 
     version : raised by hand when the numbers change.  together : computes many nodes in one pass (all layers
-    recorded in one run of the network); without it `compute` is called per node; it may yield its results one by
-    one.  decides : its results are decisions (they set `Result.identity`); whoever reads one belongs to a later
-    stage, because its key is not known before the decision is.  small : of nodes that take no longer than the
-    bookkeeping around them, which ones share a task: those for which it returns the same. They are computed one by
-    one, without leases, since computing one twice costs less. ``None`` for a node that has a task of its own.
+    recorded in one run of the network; of a step with `small`, those that share a task); without it `compute` is
+    called per node; it may yield its results one by one.  decides : its results are decisions (they set
+    `Result.identity`); whoever reads one belongs to a later stage, because its key is not known before the decision
+    is.  small : of nodes that take no longer than the bookkeeping around them, which ones share a task: those for which
+    it returns the same. They are computed without leases, since computing one twice costs less. ``None`` for a node
+    that has a task of its own.
     """
 
     name: str
@@ -156,6 +157,9 @@ class Step:
     together: Callable[[list[Task]], Iterable[Result]] | None = None
     decides: bool = False
     small: Callable[[Node], Hashable | None] | None = None
+
+    def __dask_tokenize__(self) -> tuple[str, int]:
+        return self.name, self.version
 
     def shared(self, node: Node) -> Hashable | None:
         """Return what nodes have in common that share a task as small ones, ``None`` for one that shares none."""

@@ -29,6 +29,10 @@ __all__ = [
 ]
 
 
+UNDER_LOCK = 32
+"""Rows of a matrix that is solved in less time than another thread takes to wake up."""
+
+
 def transpose(matrix: Array) -> Array:
     """Swap the last two axes."""
     return np.swapaxes(matrix, -1, -2)
@@ -67,9 +71,10 @@ def cholesky_solver(matrix: Array) -> Callable[[Array], Array]:
 
     A is symmetric and positive, and overwritten; X is NaN where it is not positive. LAPACK's solver is called at its
     address: SciPy's wrapper of it holds Python's lock, so that threads side by side wait for each other, and its
-    `solve` estimates the condition as well, half as long again.
+    `solve` estimates the condition as well, half as long again. A small matrix is solved under the lock: letting go of
+    it and waiting for it again takes longer.
     """
-    posv = _lapack_posv()
+    posv = _lapack_posv(len(matrix) <= UNDER_LOCK)
     uplo, size, columns, info = ctypes.c_char(b"U"), ctypes.c_int(len(matrix)), ctypes.c_int(), ctypes.c_int()
     before = ctypes.byref(uplo), ctypes.byref(size), ctypes.byref(columns), matrix.ctypes.data, ctypes.byref(size)
     after = ctypes.byref(size), ctypes.byref(info)
@@ -86,7 +91,7 @@ def cholesky_solver(matrix: Array) -> Callable[[Array], Array]:
 
 
 @functools.cache
-def _lapack_posv() -> Callable[..., None]:
+def _lapack_posv(locked: bool) -> Callable[..., None]:
     from scipy.linalg import cython_lapack
 
     capsule = ctypes.py_object(cython_lapack.__pyx_capi__["sposv"])
@@ -94,7 +99,8 @@ def _lapack_posv() -> Callable[..., None]:
     name_of.restype, address_of.restype = ctypes.c_char_p, ctypes.c_void_p
     address_of.argtypes = [ctypes.py_object, ctypes.c_char_p]
     address = address_of(capsule, name_of(capsule))
-    routine: Callable[..., None] = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 8)(address)
+    prototype = ctypes.PYFUNCTYPE if locked else ctypes.CFUNCTYPE
+    routine: Callable[..., None] = prototype(None, *[ctypes.c_void_p] * 8)(address)
     return routine
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from lrfgraph.layers.pieces import Piece
 from lrfgraph.layers.spec import Array, LayerSpec
 
-__all__ = ["Arrays", "Method", "Rank", "parse_rank", "write_rank"]
+__all__ = ["Alike", "Arrays", "Method", "Rank", "parse_rank", "write_rank"]
 
 Rank = tuple[int, ...]
 Arrays = dict[str, Array]
@@ -55,6 +55,15 @@ class Method(Protocol):
 
     def full_rank(self, layer: LayerSpec) -> Rank | None:
         """Return the rank at which the factorization is exact, or ``None`` if there is no such rank."""
+        ...
+
+
+@runtime_checkable
+class Alike(Protocol):
+    """A method that fits layers of one geometry quicker side by side than one after the other."""
+
+    def factorize_alike(self, layer: LayerSpec, prepared: Sequence[Arrays], rank: Rank) -> list[tuple[Array, ...]]:
+        """Return what `Method.factorize` returns of each, bit for bit."""
         ...
 
 

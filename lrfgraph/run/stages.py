@@ -20,6 +20,7 @@ from lrfgraph.errors import DataError, ModelError
 from lrfgraph.network.heads import HEADS, titles
 from lrfgraph.options.recipe import Recipe
 from lrfgraph.run import nodes, notes
+from lrfgraph.run.beside import passes_beside
 from lrfgraph.run.choosing import choose, probe
 from lrfgraph.run.dprp import train
 from lrfgraph.run.driver import Driver
@@ -175,7 +176,8 @@ def measure_original(driver: Driver, compression: Compression) -> Compression:
     if network.data is None:
         return compression
     node = nodes.evaluate_node(network, "baseline", network.original, "validation")
-    baseline = driver.carry_out("baseline", [node])[node.name]
+    following = {stage.name for stage in stages_of(driver.recipe)}
+    baseline = driver.carry_out("baseline", [node, *passes_beside(driver, network, following)])[node.name]
     measures, chance = driver.data(baseline), driver.data(network.data)["chance"]
     own = network.recipe.data.metric is not None
     first = list(titles(network.head, network.recipe.data.metric))[own]  # chance is known of the head's own measure

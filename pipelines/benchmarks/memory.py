@@ -23,6 +23,8 @@ from typing import Any
 
 from networks import arguments, model_path, print_table, recipe_of, write
 
+from lrfgraph.options.recipe import Recipe
+
 GLANCE = 0.02
 PAGE = os.sysconf("SC_PAGE_SIZE")
 OPTIONS = {
@@ -52,18 +54,23 @@ def main() -> None:
 
 
 def measure(name: str, given: argparse.Namespace) -> dict[str, Any]:
-    """Run one network and return what each stage and the whole was said to need, and needed."""
+    recipe = recipe_of(name, given, **{key: str(value) for key, value in OPTIONS[name].items()})
+    return account(model_path(name, given), recipe, given.cache)
+
+
+def account(model: Path, recipe: Recipe, cache: Path) -> dict[str, Any]:
+    """Run a recipe and return what each stage and the whole was said to need, and needed."""
     from lrfgraph import api
     from lrfgraph.engine.memory import versions
 
-    recipe = recipe_of(name, given, **{key: str(value) for key, value in OPTIONS[name].items()})
-    model, started = model_path(name, given), time.perf_counter()
-    api.compress(model, recipe.with_option("run.until", "data"))
+    started = time.perf_counter()
+    api.compress(model, recipe.with_option("run.until", "data" if recipe.data.source else "describe"))
     stated = {need.stage: need for need in api.needs(model, recipe)}
     watch = Watch()
     compression = api.compress(model, recipe, on_event=watch)
     watch.stop()
-    disk = sum(file.stat().st_size for file in given.cache.rglob("*") if file.is_file())
+    driver = compression.driver
+    disk = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
     stages = {kind: {"measured_bytes": peak} for kind, peak in watch.peaks.items()}
     whole = max(need.memory for need in stated.values()), sum(need.disk for need in stated.values())
     return {
@@ -72,7 +79,8 @@ def measure(name: str, given: argparse.Namespace) -> dict[str, Any]:
         "memory": {"stated": whole[0], "measured": watch.most, "ratio": round(whole[0] / watch.most, 3)},
         "disk": {"stated": whole[1], "measured": disk, "ratio": round(whole[1] / disk, 3)},
         "seconds": round(time.perf_counter() - started, 1),
-        "nodes": sum(compression.driver.run.values()),
+        "stages": {stage: round(seconds, 1) for stage, seconds in driver.seconds.items()},
+        "nodes": sum(driver.run.values()),
         "quality": compression.measured,
         "machine": {**versions(), "cores": os.cpu_count(), "pages": os.sysconf("SC_PHYS_PAGES") * PAGE},
     }

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 from toys import STEPS, grid
 
+from lrfgraph.engine.cluster import WorkerContext
 from lrfgraph.engine.execute import execute
 from lrfgraph.engine.nodes import Node, Result, Step, Task
 from lrfgraph.engine.store import Store
-from lrfgraph.engine.workers import Cluster, Threads, _DaemonThreads, workers_for
+from lrfgraph.engine.tasks import Work
+from lrfgraph.engine.workers import Cluster, Threads, _DaemonThreads, _tasks, workers_for
 from lrfgraph.errors import ClusterError
 
 PATIENCE = 10.0
@@ -151,3 +153,16 @@ def test_a_cluster_where_processes_or_a_scheduler_are_asked_for() -> None:
     assert isinstance(scheduler, Cluster)
     for one in (threads, processes, scheduler):
         one.close()
+
+
+def test_dask_names_a_graph_without_reading_all_it_holds(tmp_path: Path) -> None:
+    """It would digest every parameter of every node once more, and refuse what it cannot write down."""
+    from dask import config
+    from dask.base import tokenize
+
+    context, names = WorkerContext(Store(tmp_path), "topic", {}), set()
+    for key in ("source/1", "source/2"):
+        work = Work(Node("n", "source", {"unreadable": object()}), key, {"object": object()}, {})
+        with config.set({"tokenize.ensure-deterministic": True}):
+            names.add(tokenize(_tasks({"job": (STEPS["source"], [work], [])}, context)))
+    assert len(names) == 2

@@ -16,7 +16,7 @@ from lrfgraph.layers.pieces import compose
 from lrfgraph.layers.spec import Array, LayerSpec
 from lrfgraph.methods import METHODS, algebra, grid, ttm
 from lrfgraph.methods.algebra import cholesky_solver
-from lrfgraph.methods.base import Method, Rank
+from lrfgraph.methods.base import Alike, Method, Rank
 from tests.methods.examples import fit, layer, output_error, random_kernel
 
 CONV = layer("conv2d", (1, 3, 3, 12, 16))
@@ -197,3 +197,22 @@ def test_the_solver_lets_other_threads_run() -> None:
     over.set()
     thread.join()
     assert ran >= 5
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS.values() if isinstance(method, Alike)])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_what_a_layer_is_fitted_beside_changes_no_bit(method: Method, groups: int) -> None:
+    """One is zero, one is exact at this rank and done at once, the others take their time."""
+    assert isinstance(method, Alike)
+    spec = layer("conv2d", (groups, 3, 3, 6, 8))
+    rng = np.random.default_rng(0)
+    kernels = [rng.normal(size=spec.kernel) for _ in range(4)]
+    a, b, c = (rng.normal(size=(groups, size, 2)) for size in (9, 6, 8))
+    exact = np.einsum("gsr,gir,gor->gsio", a, b, c).reshape(spec.kernel)
+    prepared = [method.prepare(spec, kernel) for kernel in [np.zeros(spec.kernel), *kernels[:2], exact, *kernels[2:]]]
+    together = method.factorize_alike(spec, prepared, (5,))
+    for own, beside in zip(prepared, together, strict=True):
+        for one, other in zip(method.factorize(spec, own, (5,)), beside, strict=True):
+            assert np.array_equal(one, other)
+    assert not any(np.any(piece) for piece in together[0][1:2])
+    assert np.abs(compose(method.pieces(spec, (5,)), together[3]) - exact).max() < 0.02 * np.abs(exact).max()

@@ -62,10 +62,10 @@ PLAIN = {"dprp__enabled": True, "dprp__weighting": "plain"}
         ("prune", {}, {"prune__method": "fbp", "prune__keep": 0.5}),
         ("train", {}, {"dprp__enabled": True}),
         ("train", {**PLAIN, "dprp__batch": 16}, PLAIN),
-        ("train", PLAIN, {"dprp__enabled": True}),  # what weights the matrices is recorded first
+        ("train", PLAIN, {**PLAIN, "dprp__weighting": "two_sided"}),  # what weights the matrices is recorded first
         ("rebuild", {"repair__rows": 16}, {}),
         ("rebuild", {"repair__enabled": False}, {}),
-        ("finish", {"finetune__batch": 16}, {}),
+        ("finish", {"finetune__batch": 16}, {"finetune__batch": 4096}),
         ("finish", {"finetune__epochs": 0}, {}),
         ("select", {}, {"select__policy": "accuracy"}),
     ],
@@ -162,3 +162,14 @@ def test_what_is_cached_is_never_refused(finished: Finished, call: Call) -> None
 def test_plan_says_how_to_know_more_before_the_model_is_read(call: Call, tmp_path: Path) -> None:
     said = call("plan", MODEL, "--cache", tmp_path / "none")
     assert "lrfgraph inspect" in said.out
+
+
+def test_what_activations_took_stays_taken(known: tuple[Driver, Network], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage that runs no network states what passes before it took for theirs."""
+    before = stated(known)
+    monkeypatch.setattr(module, "GAPS", 2 * module.GAPS)
+    after = stated(known)
+    assert after["data"].memory == before["data"].memory
+    grown = {stage: after[stage].memory - before[stage].memory for stage in after if stage != "data"}
+    assert min(grown.values()) == grown["baseline"] > 0
+    assert grown["candidates"] == grown["explore"] > grown["baseline"]

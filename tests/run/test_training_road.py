@@ -40,7 +40,7 @@ def trained(cache: Path) -> Train:
     def run(until: str | None = "absorb", place: Path | None = None, **options: Any) -> api.Compression:
         sections = {
             **SMALL,
-            "dprp": {**SMALL["dprp"], **options},
+            "dprp": {**SMALL["dprp"], "weighting": "plain" if options.get("from_scratch") else "two_sided", **options},
             "run": {"cache": str(place or cache), "until": until},
         }
         return api.train(MODEL, Recipe.from_dict(sections))

@@ -7,6 +7,7 @@ file holds before memory is taken for it.
 from __future__ import annotations
 
 import importlib
+import inspect
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ from lrfgraph.network.operations import numbers_of
 __all__ = ["load_model", "locate_operations", "model_digest"]
 
 OPERATION_MODULES = ("numpy", "nn", "core", "math", "image", "linalg")
+APPLICATION_MODULES = ("convnext", "inception_resnet_v2")
+"""Of keras.applications, those that bring layers of their own."""
 GROWTH = 4  # a model may need this many times the bytes of its file's weights …
 SLACK = 1 << 20  # … and this many bytes
 
@@ -94,11 +97,38 @@ def _layers_found(archive: Archive) -> str:
 
 
 def locate_operations(config: Config) -> bool:
-    """Say in a legacy configuration where its operations (``x + y``, ``ops.relu(x)``) live; return whether any do.
+    """Say in a legacy configuration where its operations (``x + y``, ``ops.relu(x)``) and the layers that
+    keras.applications brings live; return whether any do.
 
     Keras writes them into HDF5 files by class alone and then cannot find them itself; nor does it read an ellipsis
     (``x[..., 1:]``) from there, which becomes the slices that it stands for.
     """
+    layers = _locate_layers_of_applications(config)
+    return _locate_functions(config) or layers
+
+
+def _locate_layers_of_applications(config: Config) -> bool:
+    """Only a layer with just the arguments of Keras' own: others may have given theirs the same name."""
+    import keras
+
+    located = False
+    for entry, _ in entries(config):
+        own = as_dict(entry.get("config"))
+        if "module" in entry or hasattr(keras.layers, entry["class_name"]) or "trainable" not in own:
+            continue
+        for name in APPLICATION_MODULES:
+            space = importlib.import_module(f"keras.src.applications.{name}")
+            cls = vars(space).get(entry["class_name"])
+            if isinstance(cls, type) and issubclass(cls, keras.layers.Layer):
+                arguments = inspect.signature(cls).parameters.values()
+                names = {argument.name for argument in arguments if argument.kind is not argument.VAR_KEYWORD}
+                if own.keys() - {"name", "trainable", "dtype"} == names:
+                    entry.update(module=space.__name__, registered_name=cls.__name__)
+                    located = True
+    return located
+
+
+def _locate_functions(config: Config) -> bool:
     import keras
 
     spaces = [importlib.import_module(f"keras.src.ops.{name}") for name in OPERATION_MODULES]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,12 +14,18 @@ from lrfgraph.layers.moments import Moments, NoMoments, RowMoments, linear, shru
 from lrfgraph.layers.pieces import compose, cost
 from lrfgraph.layers.spec import Array, LayerSpec
 from lrfgraph.methods import METHODS
-from lrfgraph.methods.base import parse_rank, write_rank
+from lrfgraph.methods.base import Alike, parse_rank, write_rank
 from lrfgraph.run.steps.common import layer_of
+
+if TYPE_CHECKING:
+    from lrfgraph.methods.weighting import Unweighting
 
 __all__ = [
     "STEPS", "decompose", "enumerate_names", "factorize", "factors_of", "noise", "ranks", "recorded_moments", "score",
 ]  # fmt: skip
+
+SMALL_KERNEL = 1 << 16
+"""Numbers of a kernel whose factorization at one rank is too little to be a task of its own."""
 
 REFERENCES = BoundedCache(512 << 20, keep_last=True)
 
@@ -94,10 +100,29 @@ def noise(task: Task) -> Result:
 
 
 def factorize(task: Task) -> Result:
-    method, layer = METHODS[task.params["method"]], layer_of(task.params)
-    if method.nests:
-        return Result({"nests": True})  # a slice of what `decompose` stored; nothing is stored twice
-    return Result({}, dict(enumerate_names(_make_factors(method, layer, task.inputs["prepared"], task.params["rank"]))))
+    return next(factorize_together([task]))
+
+
+def factorize_together(tasks: list[Task]) -> Iterator[Result]:
+    """Factorize candidates of one method, either of one kernel or all at one rank of layers of one geometry."""
+    first, rank = tasks[0].params, parse_rank(tasks[0].params["rank"])
+    method, layer = METHODS[first["method"]], layer_of(first)
+    if not isinstance(method, Alike):
+        for task in tasks:  # a slice of what `decompose` stored is not stored twice
+            yield (
+                Result({"nests": True})
+                if method.nests
+                else _stored(_make_factors(method, layer, task.inputs["prepared"], task.params["rank"]))
+            )
+        return
+    prepared = [task.inputs["prepared"] for task in tasks]
+    together = method.factorize_alike(layer, [_prepared(one) for one in prepared], rank)
+    for one, raw in zip(prepared, together, strict=True):
+        yield _stored(_undo(one)(raw))
+
+
+def _stored(arrays: tuple[Array, ...]) -> Result:
+    return Result({}, dict(enumerate_names(arrays)))
 
 
 def enumerate_names(arrays: tuple[Array, ...]) -> list[tuple[str, Array]]:
@@ -105,13 +130,14 @@ def enumerate_names(arrays: tuple[Array, ...]) -> list[tuple[str, Array]]:
 
 
 def _make_factors(method: Any, layer: LayerSpec, prepared: Input, rank: str) -> tuple[Array, ...]:
+    return _undo(prepared)(method.factorize(layer, _prepared(prepared), parse_rank(rank)))
+
+
+def _undo(prepared: Input) -> Unweighting:
     from lrfgraph.methods.weighting import Unweighting
 
-    undo = Unweighting.from_arrays(
-        {n.removeprefix("undo/"): prepared.array(n) for n in prepared.names() if n.startswith("undo/")}
-    )
-    raw = method.factorize(layer, _prepared(prepared), parse_rank(rank))
-    return undo(raw)
+    arrays = {n.removeprefix("undo/"): prepared.array(n) for n in prepared.names() if n.startswith("undo/")}
+    return Unweighting.from_arrays(arrays)
 
 
 def factors_of(layer: LayerSpec, method_name: str, rank: str, factors: Input, prepared: Input) -> tuple[Array, ...]:
@@ -206,15 +232,21 @@ def _of_one_kernel(node: Node) -> Hashable:
     return node.inputs["prepared"]
 
 
-def _sliced(node: Node) -> Hashable | None:
-    """The same, of a method that takes little more than slices of it; the others iterate."""
-    return None if METHODS[node.params["method"]].iterates else _of_one_kernel(node)
+def _beside(node: Node) -> Hashable | None:
+    """The same, of a method that takes little more than slices of it; of one that iterates, layers of one geometry at
+    one rank, as long as their kernels are small: what large ones take is arithmetic, and memory."""
+    params = node.params
+    if not METHODS[params["method"]].iterates:
+        return _of_one_kernel(node)
+    if prod(params["layer"]["kernel"]) > SMALL_KERNEL:
+        return None
+    return params["method"], params["rank"], digest(params["layer"])
 
 
 STEPS = (
     Step("decompose", 3, decompose),
     Step("ranks", 2, ranks, decides=True),
     Step("noise", 1, noise),
-    Step("factorize", 1, factorize, small=_sliced),
+    Step("factorize", 1, factorize, factorize_together, small=_beside),
     Step("score", 4, score, small=_of_one_kernel),
 )

@@ -297,3 +297,28 @@ def _environment() -> dict[str, str]:
     import os
 
     return os.environ | {"PYTHONPATH": str(FUZZ.parents[2])}
+
+
+@pytest.mark.parametrize("form", ["h5", "keras"])
+def test_layers_that_applications_bring_need_no_option(form: str, tmp_path: Path) -> None:
+    """Keras writes ConvNeXt's own layers into HDF5 files by name alone; another's of that name is not theirs."""
+    import keras
+    from keras.src.applications.convnext import LayerScale
+    from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
+
+    inputs = keras.Input((6, 6, 3))
+    scaled = LayerScale(0.3, 4)(keras.layers.Conv2D(4, 3, padding="same")(inputs))
+    model = keras.Model(inputs, CustomScaleLayer(0.5)([keras.layers.Conv2D(4, 1)(inputs), scaled]))
+    opened = load_model(saved(model, tmp_path / f"model.{form}"))
+    images = np.random.default_rng(0).normal(size=(2, 6, 6, 3)).astype("float32")
+    np.testing.assert_array_equal(opened(images), model(images))
+
+    class Other(keras.layers.Layer):
+        def get_config(self) -> dict[str, Any]:
+            return {**super().get_config(), "factor": 2.0}
+
+        def call(self, x: Any) -> Any:
+            return 2.0 * x
+
+    Other.__name__ = "LayerScale"
+    refused(saved(keras.Model(inputs, Other()(inputs)), tmp_path / "other.h5"), "LayerScale", "--custom")
