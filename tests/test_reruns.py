@@ -507,4 +507,4 @@ def test_a_live_run_is_safe_from_gc(finished: Finished, cache: Path) -> None:
     asked_for_the_first_time = ("--min-similarity", "0.123", *TO_SELECT)
     model, recipe, base = _asked(cache, (*finished.arguments, *asked_for_the_first_time))
     assert api.compress(model, recipe, base=base, on_baseline=collect).decision
-    assert set(kept) == {"describe", "data", "evaluate"}
+    assert {"describe", "data", "evaluate"} <= set(kept) <= {"describe", "data", "evaluate", "record", "curvature"}

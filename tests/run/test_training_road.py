@@ -23,7 +23,7 @@ from lrfgraph.run.steps import STEPS
 MODEL, IMAGES = DATA / "tiny_cnn.keras", DATA / "tiny_digits.npz"
 SMALL = {
     "data": {"source": str(IMAGES), "scale": 1 / 255, "calibration": 100, "validation": 60},
-    "dprp": {"params": 0.6, "epochs": 4, "pace": 0.2, "cooldown": 2, "batch": 35},
+    "dprp": {"params": 0.6, "epochs": 4, "pace": 0.2, "cooldown": 2, "batch": 35, "weighting": "two_sided"},
 }
 Train = Callable[..., api.Compression]
 
@@ -40,7 +40,7 @@ def trained(cache: Path) -> Train:
     def run(until: str | None = "absorb", place: Path | None = None, **options: Any) -> api.Compression:
         sections = {
             **SMALL,
-            "dprp": {**SMALL["dprp"], "weighting": "plain" if options.get("from_scratch") else "two_sided", **options},
+            "dprp": {**SMALL["dprp"], **options},
             "run": {"cache": str(place or cache), "until": until},
         }
         return api.train(MODEL, Recipe.from_dict(sections))
