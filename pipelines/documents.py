@@ -89,6 +89,32 @@ def halves(found: Result) -> str:
     return table(titles, rows)
 
 
+def finetuned(found: Result) -> str:
+    rows = []
+    for row in found["table"]:
+        own = [run for run in found["runs"] if (run["network"], run["limit"]) == (row["network"], row["asked"])]
+        before = sum(run["test_drop_before"] for run in own) / len(own)
+        lost = f"{before:.2f}", f"{row['delivered']:.2f}", f"{row['worst']:.2f}"
+        back = sum(run["went_back"] for run in own)
+        rows.append(
+            [NAMES[row["network"]], f"{row['asked']:g}", *lost, f"{100 * row['removed']:.1f} %", back, len(own)]
+        )
+    titles = ("network", "points asked", "repaired", "fine-tuned", "worst", "parameters removed", "went back", "runs")
+    return table(titles, rows)
+
+
+def families(found: Result) -> str:
+    rows = []
+    for name, row in found["networks"].items():
+        if "failed" in row:
+            rows.append([name, "", "", "", "", f"failed: {row['failed']}"])
+            continue
+        size = f"{100 * row['parameters']:.1f} %"
+        fits = "as planned, read again" if row["planned"] and row["same_answer"] else "not as planned"
+        rows.append([name, row["layers"], f"{row['candidates']:,}", size, f"{row['peak_bytes'] / 1e9:.1f} GB", fits])
+    return table(("network", "layers", "candidates", "parameters kept", "memory", ""), rows)
+
+
 def known_images(found: Result) -> str:
     rows = [
         [NAMES[row["network"]], row["images"], f"{row['accuracy']:.2f} %", f"{row['confidence']:.2f} %"]

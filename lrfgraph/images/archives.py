@@ -87,6 +87,23 @@ def rows_of_spool(file: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Ar
     return np.frombuffer(file.read(), dtype).reshape(shape)
 
 
+def check_stored(path: Path) -> None:
+    """Raise DataError where a large array is not what was written: it is going to be read in place, unchecked."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                if info.compress_type == zipfile.ZIP_STORED and info.file_size > IN_MEMORY:
+                    with archive.open(info) as member:
+                        while member.read(1 << 20):
+                            pass
+    except DAMAGED:
+        raise DataError(
+            f"{path} cannot be read, it is no whole .npz file; save plain arrays with numpy.savez"
+        ) from None
+
+
 def npz_bytes(path: Path) -> int:
     """Return the bytes of a ``.npz`` file's arrays that will lie in memory, 0 where that cannot be told."""
     total = 0

@@ -77,12 +77,19 @@ class Reading:
             self.told[0] = time.monotonic()
             self.progress(done, total, message)
 
-    def digests(self, root: Path, files: Sequence[str], look: Look | None = None) -> tuple[Digests, Fingerprints]:
+    def digests(
+        self,
+        root: Path,
+        files: Sequence[str],
+        look: Look | None = None,
+        check: Callable[[Path], None] | None = None,
+    ) -> tuple[Digests, Fingerprints]:
         """Return the digest of each file's content, (n, 20) bytes, and the fingerprint that it is of, (n, 5) integers.
 
         What did not change since it was read is not read.  root : the folder they are in, or the single file.
         files : paths below it, ``""`` for itself.  look : called with the path and content of each file that is read;
-        without it files may be large, and are read in blocks.  Raises DataError where one cannot be read or changes.
+        without it files may be large, and are read in blocks.  check : called with the path alone.
+        Raises DataError where one cannot be read or changes.
         """
         digests_of, seen = self._read(root), [self.state_of(root / name) for name in files]
         states = [_state(name, own) for name, own in zip(files, seen, strict=True)]
@@ -91,6 +98,8 @@ class Reading:
         unread = [index for index, state in enumerate(states) if state not in digests_of]
         for done, index in enumerate(unread):
             path = root / files[index]
+            if check is not None:
+                check(path)
             if look is None:
                 digest, settled[index] = _digest(path, lambda read, size: self.tell(read, size, "bytes read"))
             else:

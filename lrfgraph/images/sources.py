@@ -16,7 +16,7 @@ from lrfgraph.engine.memory import BoundedCache
 from lrfgraph.engine.nodes import digest as digest_of
 from lrfgraph.engine.rows import ArrayLike, blocks
 from lrfgraph.errors import DataError
-from lrfgraph.images.archives import existing, npz_bytes, read_npz
+from lrfgraph.images.archives import check_stored, existing, npz_bytes, read_npz
 from lrfgraph.images.functions import call_function, function_digest, join_elements
 from lrfgraph.images.naming import Inputs, Shape, input_names, recognise
 from lrfgraph.images.pictures import Listing, channel_axis, class_names, read_folder
@@ -114,7 +114,7 @@ def _content(source: str, base: Path, reading: Reading) -> _Content:
     if path.is_dir():
         listing = Listing.of(path, reading)
         return _Content(listing.digest, listing)
-    digests, states = reading.digests(existing(path), [""])
+    digests, states = reading.digests(existing(path), [""], check=check_stored)
     return _Content(digests[0].tobytes().hex(), None, tuple(states[0]))
 
 

@@ -38,8 +38,8 @@ WARM_UP = 0.05
 FIRST_RATE, RATES = 3e-4, (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 """Learning rates that are tried, and where the trials begin: networks differ by more than ten times in the best one."""
 
-RATE_STEPS = 40
-"""Steps of a trial of a learning rate, down to 0; but no more than a quarter of the training's."""
+RATE_STEPS, LEAST_RATE_STEPS = 40, 10
+"""Steps of a trial of a learning rate, down to 0: a quarter of the training's, but no more and no fewer."""
 
 HARM = 1.3
 """How much higher the loss may be after such a trial than after the best one: what a rate gains comes later than what
@@ -146,27 +146,24 @@ class _Run:
     def train(self) -> History:
         """Train from where the last process stopped, and return the history; the best epoch's weights are assigned."""
         self._resume()
-        self._started, self._resumed_at = time.monotonic() - self.spent, len(self.history)
         if self.peak is None:
             self.peak = self._best_rate()
+        self._started = time.monotonic() - self.spent
         for epoch in range(len(self.history), self.epochs):
-            if self._gone(epoch * self.steps) >= 1:
-                break  # the minutes are over
+            if self.history and (self._gone(epoch * self.steps) >= 1 or self.history[-1]["loss"] is None):
+                break  # the minutes are over, or nothing is finite any more; the best epoch stands
             before = time.monotonic()
             loss, steps = self._epoch(epoch)
             judged, measured = self._loss_on_validation(), self._measures()
             entry = {"epoch": epoch + 1, "steps": steps, "loss": loss, **measured, "validation_loss": judged}
-            self.history.append({**entry, "learning_rate": self._rate(epoch * self.steps + steps), "peak": self.peak})
-            self.history[-1]["seconds"] = round(time.monotonic() - before, 3)
+            entry |= {"learning_rate": self._rate(epoch * self.steps + steps), "peak": self.peak}
+            entry |= {"seconds": round(time.monotonic() - before, 3), "kept": judged < self.best_loss}
             if judged < self.best_loss:
                 self.best, self.best_loss = self._weights(), judged
-                for other in self.history:
-                    other["kept"] = False
-            self.history[-1]["kept"] = self.best_loss == judged
+                self.history = [{**other, "kept": False} for other in self.history]
+            self.history.append({name: value if math.isfinite(value) else None for name, value in entry.items()})
             self.spent = time.monotonic() - self._started
             self._save()
-            if not math.isfinite(loss):
-                break  # nothing after it is finite either; the best epoch stands
         for variable, value in zip(self.student.variables, self.best, strict=True):
             variable.assign(value)
         return self.history
@@ -199,13 +196,13 @@ class _Run:
 
     def _best_rate(self) -> float:
         """Return the largest learning rate that does little harm in a short training from the same weights."""
-        steps = max(min(RATE_STEPS, self.epochs * self.steps // 4), 1)
+        steps = max(min(RATE_STEPS, self.epochs * self.steps // 4), LEAST_RATE_STEPS)
         weights, state = self._weights(), _values(self.optimizer.variables)
         judged: dict[int, float] = {}
 
         def loss_at(index: int) -> float:
             if index not in judged:
-                for step, batch in enumerate(itertools.islice(self.batches.epoch(0), steps)):
+                for step, batch in enumerate(itertools.islice(self._all_batches(), steps)):
                     self._learn(batch, step, RATES[index] * _cosine(step / steps))
                 judged[index] = self._loss_on_validation()
                 for variables, values in ((self.student.variables, weights), (self.optimizer.variables, state)):
@@ -224,6 +221,11 @@ class _Run:
             while index > 0 and not harmless(index):
                 index -= 1
         return RATES[index]
+
+    def _all_batches(self) -> Iterator[Any]:
+        """Yield the batches of one epoch after the other, without an end."""
+        for epoch in itertools.count():
+            yield from self.batches.epoch(epoch)
 
     def _gone(self, done: int) -> float:
         """Return the share of the training that is over, by its steps or by its minutes."""
@@ -246,8 +248,9 @@ class _Run:
         last = self.history[-1] if self.history else {}
         first = next(iter(self.head.measures))
         share = self.head.measures[first].share
-        value = f"{last[first]:.2%}" if share and first in last else f"{last.get(first, 0):.5g}"
-        score = f", validation {value}" if first in last else ""
+        known = last.get(first) is not None
+        value = (f"{last[first]:.2%}" if share else f"{last[first]:.5g}") if known else ""
+        score = f", validation {value}" if known else ""
         self.progress(done, total, f"epoch {done // self.steps + 1} of {self.epochs}{score}{left}")
 
     def _compiled_step(self) -> Callable[[Any, Any, Any], Any]:

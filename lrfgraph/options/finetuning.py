@@ -34,9 +34,15 @@ class FinetuneOptions(Section):
         only_if=WITH_IMAGES,
     )
     steps: int = option(
-        1200, INTEGER, "Steps in all, at most 20 passes over the images", low=1, only_if={"finetune.epochs": None}
+        1200,
+        INTEGER,
+        "Steps in all, about; at most 20 passes over the images",
+        low=1,
+        only_if={"finetune.epochs": None},
     )
-    minutes: float | None = option(None, NUMBER, "Minutes after which the learning rate has come to 0", above=0)
+    minutes: float | None = option(
+        None, NUMBER, "Minutes of steps after which the learning rate has come to 0", above=0
+    )
     batch: int = option(128, INTEGER, "Images per step", low=1)
     learning_rate: float | None = option(
         None,

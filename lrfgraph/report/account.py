@@ -25,6 +25,7 @@ PARTS = {
     "trials": ("trial",),
     "repair": ("rebuild",),
     "fine-tuning": ("finish",),
+    "writing": ("write",),
     "measuring": ("evaluate",),
 }
 """What a person calls parts of a run: the stages, as the driver names them, whose seconds each takes."""
@@ -58,9 +59,6 @@ def account(compression: Compression, summary: Mapping[str, Any]) -> list[dict[s
         row |= {"brought": words.get(part, ""), "delivered": stage not in compression.rejected if known else None}
         if part == "fine-tuning" and compression.refused is not None:
             row |= {"brought": _refused(compression, compression.refused), "delivered": False, "cost": row["seconds"]}
-            known = True
-        if part == "fine-tuning" and not known:
-            row["part"] = "writing"
         if seconds >= LEAST_SECONDS or row["brought"]:
             rows.append(row)
     return rows
@@ -174,7 +172,7 @@ def advice(compression: Compression, summary: Mapping[str, Any]) -> list[str]:
         sentences.append(
             "the validation images seem to have been trained on; give images that the network has not seen with --val"
         )
-    sentences += _waste(summary)
+    sentences += _waste(summary) if compression.refused is None else []  # its trials are what made it so small
     name, _, percent = deciding(summary)
     after, goal = (summary[stage] and summary[stage][name]["validation"] for stage in ("finetuned", "baseline"))
     if percent and after is not None and goal is not None and "finetuned" not in compression.rejected:
@@ -220,7 +218,7 @@ def more_epochs(history: Sequence[Mapping[str, Any]], gap: float) -> float:
     images is taken to fall as a power of the epochs, fitted to those that there were, and the gap with it: a guess that
     errs on the low side, for the loss does not fall to 0. 0 where fewer than three epochs say so, or the best is old.
     """
-    losses = [float(epoch["validation_loss"]) for epoch in history]
+    losses = [math.inf if epoch["validation_loss"] is None else float(epoch["validation_loss"]) for epoch in history]
     late = any(epoch.get("kept") for epoch in history[-max(len(history) // 3, 1) :])
     if len(losses) < 3 or not late or gap <= 0 or not all(0 < loss < math.inf for loss in losses):
         return 0.0

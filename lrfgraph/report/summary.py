@@ -83,8 +83,9 @@ def front(compression: Compression) -> list[dict[str, Any]]:
     decision, points = compression.decision, compression.points
     sizes = [(point.parameters, point.macs) for point in points]
     size = decision and (decision.parameters, decision.macs)
+    tuned = compression.final == "finetuned"
     same = [place for place, other in enumerate(sizes) if other == size]  # budgets may come to one configuration
-    chosen = max(same, key=lambda place: (points[place].trained, -place), default=None)
+    chosen = max(same, key=lambda place: (points[place].trained * (1 if tuned else -1), -place), default=None)
     return [{**point.to_json(), "chosen": place == chosen} for place, point in enumerate(points)]
 
 

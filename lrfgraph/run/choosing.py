@@ -83,6 +83,9 @@ def _refined_front(bench: _Bench, front: Front) -> Front:
     options, chosen = bench.compression.network.recipe.select, front.chosen
     if not options.refine:
         return front
+    if chosen.trained:
+        why = "exchanges between layers are left out: the run goes on from the trial of fine-tuning that was chosen"
+        return replace(front, notes=(*front.notes, why))
     limit = max(options.max_drop, chosen.drop)
 
     def allowed(decision: Decision, measured: Ref) -> bool:
@@ -95,7 +98,12 @@ def _refined_front(bench: _Bench, front: Front) -> Front:
     point = bench.point(chosen.step, refinement.decision, refinement.measured)
     place = chosen.step, 0
     points = tuple(point if (other.step, other.trained) == place else other for other in front.points)
-    return replace(front, chosen=point, points=points, notes=(limit_note(point, options.max_drop), refinement.note))
+    return replace(
+        front,
+        chosen=point,
+        points=points,
+        notes=(*([limit_note(point, options.max_drop)] if front.notes else []), refinement.note),
+    )
 
 
 class _Bench:

@@ -33,16 +33,21 @@ def finish(driver: Driver, compression: Compression) -> Compression:
     before = "trained" if driver.recipe.dprp.enabled else "pruned" if driver.recipe.prune.alone else "factorized"
     decision = compression.decision
     tried = decision is not None and decision.configuration in compression.trials
-    final, why = ("repaired", []) if tried else nearer(driver, compression, before)
+    final, why = (_last(compression), []) if tried else nearer(driver, compression, before)
     compression = compression.noted(*why, final=final, rejected=("repaired",) if why else ())
     if compression.network.finetunes:
         compression = _finetuned(driver, compression)
     if driver.only == "finetune":
         return compression
     node = nodes.export_node(compression.network, compression.models[compression.final])
-    compression = replace(compression, exported=driver.carry_out("finish", [node])[node.name])
+    compression = replace(compression, exported=driver.carry_out("write", [node])[node.name])
     assert compression.exported is not None
     return compression.noted(*notes.counts(_planned(driver, compression), driver.data(compression.exported)))
+
+
+def _last(compression: Compression) -> str:
+    """Return the last stage before fine-tuning."""
+    return "repaired" if "repaired" in compression.models else "factorized"
 
 
 def nearer(driver: Driver, compression: Compression, before: str) -> tuple[str, list[str]]:
@@ -85,12 +90,12 @@ def _finetuned(driver: Driver, compression: Compression) -> Compression:
     tuned = driver.carry_out("finish", [node])[node.name]
     if decision is not None and limit is not None and driver.only is None:
         point = _measured(driver, compression, decision, tuned)
-        if point.drop > limit and not _known_images(driver, compression):
-            back = _gone_back(driver, compression, point, limit)
-            if back is not None:
-                return back
-        if trial is not None:
-            compression = compression.noted(limit_note(point, limit))
+        known = _known_images(driver, compression)
+        back = None if point.drop <= limit or known else _gone_back(driver, compression, point, limit)
+        if back is not None:
+            return back
+        why = "; of images that the network was trained on that is no reason to go back" if known else ""
+        compression = compression.noted(limit_note(point, limit) + (why if point.drop > limit else ""))
     return _with_history(driver, compression, tuned, trial is not None)
 
 
@@ -119,7 +124,7 @@ def _with_history(driver: Driver, compression: Compression, tuned: Ref, tried: b
 def _measured(driver: Driver, compression: Compression, decision: Decision, tuned: Ref) -> Point:
     """Return what a fine-tuned network loses on validation images."""
     node = nodes.evaluate_node(compression.network, "finetuned", tuned, "validation", compression.baseline)
-    measures = driver.data(driver.carry_out("finish", [node])[node.name])
+    measures = driver.data(driver.carry_out("evaluate", [node])[node.name])
     return Point.measured(-1, decision, measures, sum(epoch["steps"] for epoch in driver.data(tuned)["history"]))
 
 
@@ -146,7 +151,7 @@ def _gone_back(driver: Driver, compression: Compression, refused: Point, limit: 
     )
     policy = compression.decision.policy if compression.decision else ""
     compression = compression.noted(why, decision=replace(chosen.decision, policy=policy), refused=refused)
-    compression = rebuild(driver, replace(compression, final="repaired", rejected=()))
+    compression = rebuild(driver, replace(compression, rejected=()))
     if not chosen.trained:
-        return compression
+        return replace(compression, final=_last(compression))
     return _with_history(driver, compression, compression.trials[chosen.decision.configuration], False)

@@ -75,7 +75,7 @@ def best_share(driver: Driver, compression: Compression, factorize: Sequence[Sta
     """
     recipe, trials = driver.recipe, list[Trial]()
     refused: dict[float, ConfigurationError | ModelError] = {}
-    shares = [share for share in SHARES if share > max(_budget(recipe).values(), default=0.0)]
+    shares = [share for share in SHARES if share == 1 or share > max(_budget(recipe).values(), default=0.0)]
     for share in shares:
         start = _with_share(compression, share)
         if driver.only:  # a run that stops while channels are ranked and removed does so for every share

@@ -317,7 +317,13 @@ NEEDS: dict[str, Callable[[_Facts], _Use]] = {
 REMEDIES: dict[str, tuple[tuple[str, tuple[Any, ...]], ...]] = {
     "explore": (("explore.weighting", ("input",)),),
     "probe": (("select.probes", (0,)),),
-    "select": (("repair.rows", (32768, 16384, 8192)), ("repair.images", (1024, 256)), ("repair.enabled", (False,))),
+    "select": (
+        ("repair.rows", (32768, 16384, 8192)),
+        ("repair.images", (1024, 256)),
+        ("finetune.batch", (64, 32, 16, 8)),
+        ("finetune.epochs", (0,)),
+        ("repair.enabled", (False,)),
+    ),
     "rebuild": (("repair.rows", (32768, 16384, 8192)), ("repair.images", (1024, 256)), ("repair.enabled", (False,))),
     "train": (("dprp.batch", (64, 32, 16, 8)),),
     "finish": (("finetune.batch", (64, 32, 16, 8)), ("finetune.epochs", (0,))),

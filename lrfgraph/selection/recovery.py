@@ -11,7 +11,7 @@ from math import log
 
 from lrfgraph.selection.front import FINEST, Point, Search
 
-__all__ = ["MOST_TRIALS", "recovered"]
+__all__ = ["LEAST", "MOST_TRIALS", "recovered"]
 
 MOST_TRIALS = 3
 
@@ -40,7 +40,7 @@ def recovered(
     """
     trials: dict[int, Point] = {}
     low, high, step = start, search.smallest() + 1, start + FIRST
-    for _ in range(MOST_TRIALS):
+    while len({search.size(point) for point in trials.values()}) < MOST_TRIALS:  # budgets may come to one configuration
         step = min(max(step, low + 1), high - 1)
         if not low < step < high or search.at(step) is None:
             break

@@ -12,6 +12,8 @@ from lrfgraph.errors import DataError
 from lrfgraph.images import archives
 from lrfgraph.images.archives import FileRows, npz_bytes, read_npz, write_npz
 from lrfgraph.images.reading import Reading
+from lrfgraph.images.sources import source_digest
+from lrfgraph.options.recipe import DataOptions
 
 X = np.random.default_rng(0).integers(0, 256, (30, 4, 5), dtype=np.uint8)
 ARRAYS = {
@@ -84,3 +86,18 @@ def test_rows_are_written_as_arrays_are(tmp_path: Path) -> None:
     write_npz(tmp_path / "c.npz", ARRAYS)
     assert (tmp_path / "b.npz").read_bytes() == (tmp_path / "a.npz").read_bytes() == (tmp_path / "c.npz").read_bytes()
     assert isinstance(read_npz(tmp_path / "b.npz")["x"], FileRows)
+
+
+def test_a_large_array_that_is_damaged_where_it_lies_is_one_line(tmp_path: Path) -> None:
+    from lrfgraph.images.archives import check_stored
+
+    path = tmp_path / "images.npz"
+    np.savez(path, x_train=np.zeros((300, 256, 256), np.uint8), y_train=np.arange(300))
+    check_stored(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="it is no whole"):
+        check_stored(path)
+    with pytest.raises(DataError, match="it is no whole"):
+        source_digest(DataOptions(source=str(path)))

@@ -379,3 +379,30 @@ def test_the_rate_is_the_largest_that_does_little_harm(
     options = replace(OPTIONS, learning_rate=None, batchnorm="fixed")
     _, history = finetune(student, teacher, TRAINING, VALIDATION, options, SOFTMAX, tmp_path)
     assert {entry["peak"] for entry in history} == {rates[best]}
+
+
+def test_minutes_too_few_for_an_epoch_still_make_a_step(teacher: Any, tmp_path: Path) -> None:
+    options = replace(OPTIONS, learning_rate=None, minutes=1e-9)
+    _, history = finetune(network(1), teacher, TRAINING, VALIDATION, options, SOFTMAX, tmp_path)
+    assert [entry["steps"] for entry in history] == [1]
+
+
+def test_a_training_that_diverges_ends_and_can_be_written_down(tmp_path: Path) -> None:
+    import json
+
+    import keras
+
+    inputs = keras.Input((4,))
+    student = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Dense(3)(inputs)))
+    x = RANDOM.random((64, 4)).astype(np.float32)
+    split, before = Split(x, x[:, :2] * 2), weights(student)
+    options = replace(OPTIONS, learning_rate=1e30, epochs=5)
+    _, history = finetune(student, student, split, split, options, HEADS["values"], tmp_path)
+    assert len(history) < 5
+    assert history[-1]["loss"] is None
+    assert not any(entry["kept"] for entry in history)
+    json.dumps(history, allow_nan=False)
+    for a, b in zip(before, weights(student), strict=True):
+        np.testing.assert_array_equal(a, b)
+    same = finetune(student, student, split, split, options, HEADS["values"], tmp_path)[1]
+    assert len(same) == len(history)

@@ -48,7 +48,17 @@ def test_what_is_not_delivered_is_said_with_what_it_cost(result: lrfgraph.Result
 
 def test_every_stage_has_its_seconds_and_says_what_it_brought(result: lrfgraph.Result) -> None:
     rows = {row["part"]: row for row in result.summary["account"]}
-    assert list(rows) == ["model", "images", "original", "candidates", "choice", "repair", "fine-tuning", "measuring"]
+    assert list(rows) == [
+        "model",
+        "images",
+        "original",
+        "candidates",
+        "choice",
+        "repair",
+        "fine-tuning",
+        "writing",
+        "measuring",
+    ]
     assert sum(row["seconds"] for row in rows.values()) == pytest.approx(
         sum(result.summary["seconds"].values()), abs=0.02
     )

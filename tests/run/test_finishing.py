@@ -43,7 +43,7 @@ def fresh_images(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_trials_make_it_smaller_and_the_whole_goes_on_from_one(cache: Path) -> None:
     without = compress(MODEL, recipe(cache, 5.0).with_option("finetune.epochs", 0))
-    compression = compress(MODEL, recipe(cache, 5.0))
+    compression = compress(MODEL, recipe(cache, 5.0, steps=240))
     assert without.decision is not None
     assert compression.decision is not None
     assert compression.decision.parameters < without.decision.parameters
@@ -55,9 +55,9 @@ def test_trials_make_it_smaller_and_the_whole_goes_on_from_one(cache: Path) -> N
     assert tuned["inputs"]["student"] == trial.key
     assert 100 * compression.measured["finetuned"]["validation"]["drop"] <= 5.0
     assert any("points on validation (limit 5)" in note for note in compression.notes)
-    again = compress(MODEL, recipe(cache, 5.0))
+    again = compress(MODEL, recipe(cache, 5.0, steps=240))
     assert not again.driver.run
-    assert plan(MODEL, recipe(cache, 5.0))[1]
+    assert plan(MODEL, recipe(cache, 5.0, steps=240))[1]
 
 
 def test_what_loses_too_much_is_not_delivered(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,3 +92,17 @@ def test_a_run_stops_after_the_fine_tuning(cache: Path) -> None:
     compression = compress(MODEL, recipe(cache, 5.0).with_option("run.until", "finetune"))
     assert compression.final == "finetuned"
     assert compression.exported is None
+
+
+def test_a_run_without_repair_goes_back_to_what_was_factorized(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery, "REST", 1e-9)
+    asked = recipe(cache, 5.0, learning_rate=1e-7).with_option("repair.enabled", "false")
+    compression = compress(MODEL, asked)
+    assert compression.refused is not None
+    assert compression.final in ("factorized", "finetuned")
+    assert 100 * compression.measured[compression.final]["validation"]["drop"] <= 5.0
+
+
+def test_exchanges_give_way_to_a_trial_and_this_is_said(cache: Path) -> None:
+    compression = compress(MODEL, recipe(cache, 5.0, steps=240).with_option("select.refine", 2))
+    assert any(note.startswith("exchanges between layers are left out") for note in compression.notes)

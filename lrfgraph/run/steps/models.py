@@ -218,7 +218,7 @@ def _kept_rows(outputs: Array) -> Array:
 STEPS = (
     Step("rebuild", 3, rebuild),
     Step("repair", 4, repair),
-    Step("finetune", 5, finetune),
+    Step("finetune", 6, finetune),
     Step("export", 2, export),
     Step("evaluate", 5, evaluate),
 )

@@ -8,7 +8,7 @@ from lrfgraph.errors import ConfigurationError
 from lrfgraph.options.recipe import SelectOptions
 from lrfgraph.selection.front import FINEST, Budgets, Front, Search, limit_note
 from lrfgraph.selection.policy import Policy
-from lrfgraph.selection.recovery import recovered
+from lrfgraph.selection.recovery import LEAST, recovered
 
 __all__ = ["POLICY"]
 
@@ -17,9 +17,6 @@ START = 16
 
 DOUBLING = 4.5
 """Steps in which the drop doubles, about; only a first guess."""
-
-LEAST = 0.05
-"""Points below which one drop is as good as another."""
 
 
 def accuracy(budgets: Budgets, options: SelectOptions) -> Front:
@@ -50,7 +47,7 @@ def accuracy(budgets: Budgets, options: SelectOptions) -> Front:
             "raise --max-drop"
         )
     chosen = min(passing, key=search.size)
-    notes = () if chosen.trained else (limit_note(chosen, limit),)  # of a trial, what follows decides
+    notes = (limit_note(chosen, limit),) if budgets.trial is None else ()  # else what follows decides
     return Front(chosen, points, notes, limit)
 
 
