@@ -246,6 +246,8 @@ BLOCKS: dict[str, Callable[[Result], str]] = {
     for block in (
         demo,
         halves,
+        finetuned,
+        families,
         known_images,
         equivalence,
         mutants,
