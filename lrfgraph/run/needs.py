@@ -314,19 +314,16 @@ NEEDS: dict[str, Callable[[_Facts], _Use]] = {
 }
 """By stage (`run.stages.STAGES`)."""
 
+FEWER_ROWS = ("repair.rows", (32768, 16384, 8192)), ("repair.images", (1024, 256))
+NO_REPAIR = (("repair.enabled", (False,)),)
+LESS_TRAINING = ("finetune.batch", (64, 32, 16, 8)), ("finetune.epochs", (0,))
 REMEDIES: dict[str, tuple[tuple[str, tuple[Any, ...]], ...]] = {
     "explore": (("explore.weighting", ("input",)),),
     "probe": (("select.probes", (0,)),),
-    "select": (
-        ("repair.rows", (32768, 16384, 8192)),
-        ("repair.images", (1024, 256)),
-        ("finetune.batch", (64, 32, 16, 8)),
-        ("finetune.epochs", (0,)),
-        ("repair.enabled", (False,)),
-    ),
-    "rebuild": (("repair.rows", (32768, 16384, 8192)), ("repair.images", (1024, 256)), ("repair.enabled", (False,))),
+    "select": FEWER_ROWS + LESS_TRAINING + NO_REPAIR,
+    "rebuild": FEWER_ROWS + NO_REPAIR,
     "train": (("dprp.batch", (64, 32, 16, 8)),),
-    "finish": (("finetune.batch", (64, 32, 16, 8)), ("finetune.epochs", (0,))),
+    "finish": LESS_TRAINING,
 }
 """By stage, options that make it need less and values to try, the mildest first."""
 
