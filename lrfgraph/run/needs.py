@@ -331,8 +331,7 @@ REMEDIES: dict[str, tuple[tuple[str, tuple[Any, ...]], ...]] = {
 def needs_of(driver: Driver, network: Network) -> list[Need]:
     """Return what each stage needs, in order; images that are not counted yet are taken to be as many as asked for."""
     structure = driver.data(network.model)["structure"]
-    shapes = [structure["shapes"][str(slot)] for slot in structure["inputs"]]
-    counts, image = {}, sum(prod(shape[1:]) for shape in shapes)
+    counts, image = {}, sum(prod(structure["shapes"][str(slot)][1:]) for slot in structure["inputs"])
     if network.recipe.data.source is None:
         counts = dict.fromkeys(SPLITS, 0)
     if network.data is not None:
